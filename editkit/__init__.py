@@ -1,0 +1,68 @@
+"""editkit: knowledge editing in language models by closed-form weight changes, measured as it is done.
+
+Names are resolved at first use, so that ``import editkit`` and ``import editkit.functional`` stay light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from editkit.api import EditedModel, edit
+    from editkit.callbacks import Report, WeightUpdate
+    from editkit.data.facts import Fact, load_facts
+    from editkit.data.module import FactsDataModule
+    from editkit.editors import (
+        EMMET,
+        MEMIT,
+        ROME,
+        Editor,
+        LastLayer,
+        MomentSource,
+        Spread,
+        SquareRootSpread,
+        ValueSearch,
+    )
+    from editkit.edits import Edits, load_edits
+    from editkit.errors import InputError
+
+_HOME = {
+    "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
+    "MomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
+    "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
+    "WeightUpdate": "callbacks", "Report": "callbacks",
+    "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "EMMET",
+    "MEMIT",
+    "ROME",
+    "EditedModel",
+    "Editor",
+    "Edits",
+    "Fact",
+    "FactsDataModule",
+    "InputError",
+    "LastLayer",
+    "MomentSource",
+    "Report",
+    "Spread",
+    "SquareRootSpread",
+    "ValueSearch",
+    "WeightUpdate",
+    "edit",
+    "load_edits",
+    "load_facts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'editkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
