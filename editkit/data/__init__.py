@@ -1,0 +1,1 @@
+"""Facts and text: readers and DataModules."""
