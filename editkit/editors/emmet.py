@@ -1,0 +1,31 @@
+"""EMMET: batched edits under an equality constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from typing_extensions import override
+
+from editkit.editors.base import Editor
+from editkit.functional import FactoredMoment, LowRankDelta, emmet_update
+
+
+class EMMET(Editor):
+    """Equality-constrained Mass Model Editing in a Transformer (Gupta et al. 2024, eq. 10).
+
+    Args:
+        ridge: α added to the diagonal of D = Kᵀ(wC)⁻¹K, in its units; 0 meets every fact exactly.
+        preservation_weight: w on the second moment C; only ridge · preservation_weight matters.
+        kwargs: see ``Editor``.
+    """
+
+    def __init__(self, ridge: NonNegativeFloat = 0.0, preservation_weight: PositiveFloat = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ridge, self.preservation_weight = ridge, preservation_weight
+
+    @override
+    def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
+        return emmet_update(keys, residuals, moment, self.ridge, self.preservation_weight, names)

@@ -1,0 +1,30 @@
+"""MEMIT: batched edits in least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse.typing import NonNegativeFloat
+from torch import Tensor
+from typing_extensions import override
+
+from editkit.editors.base import Editor
+from editkit.functional import FactoredMoment, LowRankDelta, memit_update
+
+
+class MEMIT(Editor):
+    """Mass-Editing Memory in a Transformer (Meng et al. 2023, eq. 14).
+
+    Args:
+        preservation_weight: λ on the second moment C, against one for each fact; 0 meets every fact exactly.
+        kwargs: see ``Editor``.
+    """
+
+    def __init__(self, preservation_weight: NonNegativeFloat = 15000.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.preservation_weight = preservation_weight
+
+    @override
+    def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
+        return memit_update(keys, residuals, moment, self.preservation_weight, names)

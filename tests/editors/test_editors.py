@@ -1,0 +1,252 @@
+"""Editors under the Trainer: the edit is met where it matters, methods agree, weights come back, subclasses work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+import editkit
+from editkit.callbacks import Report, WeightUpdate
+from editkit.data.facts import Fact
+from editkit.data.module import FactsDataModule, group_by_key
+from editkit.editors import EMMET, MEMIT, ROME, Editor, LastLayer, SquareRootSpread, ValueSearch
+from editkit.errors import InputError
+from editkit.functional import FactoredMoment, LowRankDelta, memit_update
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+QUICK = {"num_steps": 6}
+BARE = [["{}"]]
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Second moments of the atlas, estimated once for this file."""
+    return tmp_path_factory.mktemp("moments")
+
+
+def facts(count: int = 6) -> list[Fact]:
+    module = FactsDataModule(num_facts=count)
+    module.setup()
+    return module.selected
+
+
+def weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def quiet_edit(loaded: Loaded, editor: Editor, moments: Path, given: Sequence[Fact] | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
+    editor.moments.num_tokens = 8000
+    options = {"progress": False, "evaluate": False, "second_moment": moments, **kwargs}
+    return editkit.edit(*loaded, given or facts(), editor, **options)  # type: ignore[arg-type]
+
+
+def test_the_block_gives_the_value_after_an_exact_edit(atlas: Loaded, moments: Path) -> None:
+    editor = EMMET(layers=[1], values=ValueSearch(context_templates=BARE, **QUICK))
+    quiet_edit(atlas, editor, moments)
+    wanted = torch.cat(editor.found.values, 1)
+    reached = editor.states(editor.found.groups)
+    assert ((reached - wanted).norm(dim=0) / wanted.norm(dim=0)).max() < 1e-4
+
+
+def test_only_the_edited_projection_changes(atlas: Loaded, moments: Path) -> None:
+    before = weights(atlas[0])
+    quiet_edit(atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments)
+    changed = {name for name, p in atlas[0].named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"transformer.h.1.mlp.c_proj.weight"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_undo_is_bit_exact(atlas: Loaded, dtype: torch.dtype) -> None:
+    model = atlas[0].to(dtype)
+    before = weights(model)
+    editor = EMMET(
+        layers=[1],
+        values=ValueSearch(context_templates=BARE, num_steps=3),
+        moments=editkit.MomentSource(num_tokens=2000),
+    )
+    with editkit.edit(model, atlas[1], facts(2), editor, progress=False, evaluate=False) as edited:
+        assert not same(edited.model, before)
+    assert same(model, before)
+
+
+def test_a_fact_does_not_depend_on_its_neighbors(atlas: Loaded) -> None:
+    given = facts(8)
+
+    def values(groups: list[list[Fact]]) -> Tensor:
+        editor = EMMET(layers=[1], values=ValueSearch(context_templates=[["{}"], ["And so it was. {}"]]))
+        editor.attach(*atlas)
+        editor.find_values(groups)
+        return torch.cat(editor.found.values, 1)
+
+    together = values([[f] for f in given])
+    for i in (0, 5):
+        alone = values([[given[i]]])[:, 0]
+        assert (alone - together[:, i]).norm() < 1e-5 * alone.norm()
+
+
+def test_equal_keys_share_one_value(atlas: Loaded, moments: Path) -> None:
+    base = facts(1)[0]
+    twin = Fact(base.subject, base.prompt + " called", target_new="yen", target_true="euro", fact_id="twin")
+    other = facts(3)[2]
+    assert group_by_key([base, other, twin]) == [[base, twin], [other]]
+    editor = EMMET(layers=[1], values=ValueSearch(**QUICK))
+    edited = quiet_edit(atlas, editor, moments, [base, other, twin])
+    assert torch.cat(editor.found.keys, 1).shape[1] == 2  # ridge 0 goes through: no dependent columns
+    assert set(edited.edits.batches[0].facts) == {base, other, twin}
+
+
+def test_rome_emmet_and_memit_agree_on_single_edits(atlas: Loaded, moments: Path) -> None:
+    before = weights(atlas[0])
+    deltas = []
+    for editor in (ROME, EMMET, MEMIT):
+        extra = {"preservation_weight": 0.0} if editor is MEMIT else {}
+        made = editor(layers=[1], values=ValueSearch(**QUICK), **extra)
+        edited = quiet_edit(atlas, made, moments, facts(1))
+        deltas.append(edited.edits.batches[0].deltas[1].dense())
+        edited.undo()
+    assert same(atlas[0], before)
+    for delta in deltas[1:]:
+        torch.testing.assert_close(delta, deltas[0], rtol=1e-5, atol=1e-7)
+
+
+def test_independent_batches_start_from_the_unedited_weights(atlas: Loaded, moments: Path) -> None:
+    given = facts(4)
+    options = {"layers": [1], "values": ValueSearch(**QUICK)}
+    edited = quiet_edit(atlas, EMMET(**options), moments, given, batch_size=2, mode="independent")
+    second = edited.edits.batches[1].deltas[1].dense()
+    edited.undo()
+    alone = quiet_edit(atlas, EMMET(**options), moments, given[2:]).edits.batches[0].deltas[1].dense()
+    assert torch.equal(second, alone)
+
+
+def test_sequential_batches_build_on_one_another(atlas: Loaded, moments: Path) -> None:
+    before = atlas[0].transformer.h[1].mlp.c_proj.weight.double().clone()
+    editor = EMMET(layers=[1], values=ValueSearch(**QUICK))
+    edited = quiet_edit(atlas, editor, moments, facts(4), batch_size=2, mode="sequential")
+    assert [len(b.facts) for b in edited.edits.batches] == [2, 2]
+    total = sum(b.deltas[1].dense().double() for b in edited.edits.batches)
+    change = (atlas[0].transformer.h[1].mlp.c_proj.weight.double() - before).T
+    torch.testing.assert_close(change, total, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [editkit.Spread(), SquareRootSpread(), LastLayer()])
+def test_several_layers_reach_the_value_together(atlas: Loaded, moments: Path, spread: editkit.Spread) -> None:
+    editor = EMMET(layers=[0, 1], spread=spread, values=ValueSearch(context_templates=BARE, **QUICK))
+    quiet_edit(atlas, editor, moments / "two")
+    wanted = torch.cat(editor.found.values, 1)
+    reached = editor.states(editor.found.groups)
+    assert ((reached - wanted).norm(dim=0) / wanted.norm(dim=0)).max() < 1e-4
+    moved = editor.edited_layers if not isinstance(spread, LastLayer) else [1]
+    assert [n for n in (0, 1) if editor.family.projection(n).weight.ne(0).any()] == [0, 1]
+    assert moved[-1] == 1
+
+
+def test_ledger_round_trip_is_bit_exact(atlas: Loaded, moments: Path, tmp_path: Path) -> None:
+    before = weights(atlas[0])
+    edited = quiet_edit(
+        atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments, facts(4), batch_size=2, mode="sequential"
+    )
+    after = weights(atlas[0])
+    edited.save(tmp_path / "edits")
+    edited.undo()
+    assert same(atlas[0], before)
+    loaded = editkit.load_edits(tmp_path / "edits")
+    loaded.apply(atlas[0])
+    assert same(atlas[0], after)
+    assert loaded.batches[0].facts == edited.edits.batches[0].facts
+    with pytest.raises(InputError, match="fingerprint"):
+        loaded.apply(atlas[0])  # already edited
+
+
+def test_an_exception_leaves_the_model_as_it_was(atlas: Loaded, moments: Path) -> None:
+    before = weights(atlas[0])
+
+    class Broken(EMMET):
+        @override
+        def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
+            if self.found.groups[0][0] == facts(4)[2]:
+                raise KeyboardInterrupt
+            return super().solve(keys, residuals, moment, names)
+
+    atlas[0].train()
+    with pytest.raises(KeyboardInterrupt):
+        quiet_edit(atlas, Broken(layers=[1], values=ValueSearch(**QUICK)), moments, facts(4), batch_size=2)
+    assert same(atlas[0], before)
+    assert atlas[0].training
+
+
+def test_a_non_finite_loss_names_the_fact(atlas: Loaded) -> None:
+    editor = EMMET(layers=[1], values=ValueSearch(context_templates=BARE))
+    editor.attach(*atlas)
+    with torch.no_grad():
+        atlas[0].transformer.h[3].mlp.c_proj.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=facts(1)[0].subject):
+        editor.find_values([[facts(1)[0]]])
+
+
+def test_a_new_editor_is_a_short_subclass(atlas: Loaded, moments: Path) -> None:
+    class Half(Editor):
+        """Goes half the way that MEMIT would go."""
+
+        @override
+        def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
+            return memit_update(keys, residuals / 2, moment, preservation_weight=1.0)
+
+    half = quiet_edit(atlas, Half(layers=[1], values=ValueSearch(**QUICK)), moments)
+    delta = half.edits.batches[0].deltas[1].dense()
+    half.undo()
+    whole = quiet_edit(atlas, MEMIT(preservation_weight=1.0, layers=[1], values=ValueSearch(**QUICK)), moments)
+    torch.testing.assert_close(2 * delta, whole.edits.batches[0].deltas[1].dense(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_other_families_are_edited_by_the_same_code(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = AutoConfig.for_model(name, vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    before = weights(model)
+    editor = EMMET(
+        layers=[1], values=ValueSearch(context_templates=BARE, **QUICK), moments=editkit.MomentSource(num_tokens=4000)
+    )
+    edited = editkit.edit(model, tokenizer, facts(4), editor, progress=False, evaluate=False)
+    wanted = torch.cat(editor.found.values, 1)
+    assert ((editor.states(editor.found.groups) - wanted).norm(dim=0) / wanted.norm(dim=0)).max() < 1e-4
+    edited.undo()
+    assert same(model, before)
+
+
+def test_the_trainer_alone_is_enough(moments: Path) -> None:
+    """The Lightning way, without ``edit`` or the command line: an epoch is a batch of edits."""
+    editor = ROME(
+        layers=[1], values=ValueSearch(**QUICK), moments=editkit.MomentSource(path=str(moments), num_tokens=8000)
+    )
+    update, report = WeightUpdate(), Report()
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[update, report],
+    )  # fmt: skip
+    data = FactsDataModule(num_facts=3)
+    trainer.validate(editor, data, verbose=False)
+    trainer.fit(editor, data)
+    assert trainer.current_epoch == 3
+    assert trainer.global_step > 0
+    assert len(update.edits.batches) == 3
+    metrics = report.metrics()
+    assert set(metrics["before"]) == set(metrics["after"]) == {"ES", "EM", "PS", "PM", "NS", "NM", "S"}
+    assert metrics["after"]["ES"] >= metrics["before"]["ES"]
+
+
+def test_rome_refuses_a_batch(atlas: Loaded, moments: Path) -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        quiet_edit(atlas, ROME(layers=[1]), moments, batch_size=2)
