@@ -1,0 +1,194 @@
+"""``editkit fit`` and ``editkit validate``: LightningCLI with an Editor for a model and facts for data."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from typing_extensions import override
+
+from editkit.callbacks.report import Report
+from editkit.callbacks.weight_update import WeightUpdate
+from editkit.data.module import FactsDataModule
+from editkit.editors.base import Editor
+from editkit.errors import InputError
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,  # the run folder's CSV logger is added once the folder exists
+    "max_epochs": -1,  # one epoch per batch of edits: WeightUpdate sets it
+    "num_sanity_val_steps": 0,
+    "reload_dataloaders_every_n_epochs": 1,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+
+
+class EditkitCLI(LightningCLI):
+    """LightningCLI whose model is the Editor, and whose run folder appears only once all input has been checked."""
+
+    model: Editor
+    datamodule: FactsDataModule
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(WeightUpdate, "weight_update")
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs; it must not exist yet "
+            "(default: runs/EDITOR-N with the first free N).",
+        )
+        parser.set_defaults({"model": {"class_path": "editkit.EMMET"}})
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        kept = LightningCLI.subcommands()
+        return {name: kept[name] for name in ("fit", "validate")}
+
+    def before_fit(self) -> None:
+        """Check everything that can be checked, open the run folder, measure the unedited model."""
+        self._prepare()
+        self.datamodule.resolve_batch_size(self.model.max_batch_size)
+        _ = self.model.edited_layers, self.model.templates  # checked before anything is written
+        self._open()
+        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def after_fit(self) -> None:
+        """Write and show the report."""
+        self._finish(self._callback(WeightUpdate))
+
+    def before_validate(self) -> None:
+        """Check the input and open the run folder."""
+        self._prepare()
+        self._open()
+
+    def after_validate(self) -> None:
+        """Write and show the report."""
+        self._finish(None)
+
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "validate":
+            kwargs["verbose"] = False  # our own table is shown instead
+        return kwargs
+
+    def _callback(self, kind: type[Any]) -> Any:
+        return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
+
+    def _prepare(self) -> None:
+        if self.trainer.world_size > 1:
+            raise InputError(
+                f"trainer.devices: expected 1 device, but got {self.trainer.world_size}; editing on several devices is "
+                "not there yet: set --trainer.devices=1"
+            )
+        self.datamodule.setup()
+        self.model.configure_model()
+
+    def _open(self) -> None:
+        asked = self.config[self.subcommand].get("run_dir")
+        folder = Path(asked).expanduser() if asked else _free_folder(type(self.model).__name__.lower())
+        self._callback(Report).open(folder)
+        parser = self._parser(self.subcommand)
+        parser.save(self.config[self.subcommand], folder / "config.yaml", skip_none=False, multifile=False)
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version="")]
+
+    def _finish(self, update: WeightUpdate | None) -> None:
+        report: Report = self._callback(Report)
+        report.write(update)
+        facts, size = len(self.datamodule.selected), self.datamodule.batch_size
+        name = type(self.model).__name__
+        how = f"{name}, layers {self.model.edited_layers}, batches of {size}" if update else "nothing edited"
+        console = Console()
+        report.show(console, f"{self.model.lm}, {facts} facts, {how}")
+        console.print(f"run folder: {report.folder}", highlight=False)
+
+
+def _free_folder(stem: str) -> Path:
+    number = 0
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+# Lightning says these of loops and loaders that are meant as they are
+NOT_MEANT_FOR_USERS = (
+    ".*does not have many workers.*",
+    ".*predict returned None.*",
+    ".*You have overridden `transfer_batch_to_device`.*",
+    ".*in eval mode at the start of training.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*LightningCLI's args parameter.*",
+)
+
+
+def run(argv: list[str]) -> None:
+    """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in NOT_MEANT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        EditkitCLI(
+            Editor,
+            FactsDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "prog": "editkit"},
+            args=argv,
+        )
+    except ArgumentError as error:
+        raise InputError(plain_message(str(error), argv[0])) from error
+
+
+def plain_message(message: str, command: str) -> str:
+    """A parser's report about one option as one line: the option, what was expected, what came, the remedy."""
+    text = " ".join(message.split())
+    see = f"see editkit {command} --help"
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(key='([^']+)', val='?([^')]*)'?\)|(\S+))", text)
+    nested, *values = given[-1] if given else ("", "")
+    value = next((repr(v) for v in values if v), "another value")
+    field = ".".join(dict.fromkeys(keys)) or "options"
+    if nested and not field.endswith(nested):
+        field = f"{field}.{nested}"
+    if missing := re.search(r"File does not exist: '([^']+)'", text):
+        return f"{field}: expected a file that exists, but got {missing[1]}; check the path"
+    if unknown := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        return (
+            f"{keys[0]}.{nested or unknown[2]}: {unknown[1]} has no such option; expected one of those that "
+            f"editkit {command} --{keys[0]}.help lists"
+        )
+    if field == "model":
+        return (
+            f"model: expected an editor, editkit.EMMET, editkit.MEMIT, editkit.ROME or the import path of a subclass "
+            f"of editkit.Editor, but got {value} ({_reason(text)}); correct the name"
+        )
+    if restriction := re.search(r"conform to restriction v\s*([<>=]+)\s*([\w.]+)", text):
+        return f"{field}: expected a number {restriction[1]} {restriction[2]}, but got {value}; {see}"
+    if "unrecognized arguments" in text.lower():
+        return f"{text[0].lower()}{text[1:]}; {see}"
+    return f"{field}: {_reason(text)}, but got {value}; {see}" if keys else f"{field}: {text}; {see}"
+
+
+def _reason(text: str) -> str:
+    """The first cause that the parser names, without the list of all types that it tried."""
+    causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
+    told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
+    cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
+    return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"

@@ -1,0 +1,210 @@
+"""The command line as a user types it: the quickstart, other editors, one's own CSV, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from editkit.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
+SMALL = ["--data.num_facts=4", "--model.values.num_steps=5", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"--model.moments={json.dumps({'path': str(tmp_path_factory.mktemp('moments')), 'num_tokens': 8000})}"
+
+
+def run(*args: str) -> int:
+    return main(args)
+
+
+def test_help_answers_in_under_a_second() -> None:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "editkit.cli", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1.0
+    assert "editkit fit --config configs/quickstart.yaml" in done.stdout
+
+
+def test_importing_editkit_is_light() -> None:
+    code = "import sys, editkit; assert not {'torch', 'lightning', 'transformers'} & set(sys.modules); editkit.EMMET"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_quickstart_leaves_a_run_folder(
+    tmp_path: Path, moments: str, capsys: pytest.CaptureFixture[str], atlas: object
+) -> None:
+    folder = tmp_path / "run"
+    assert run(*QUICKSTART, *SMALL, moments, f"--run_dir={folder}") == 0
+    shown = capsys.readouterr().out
+    assert "before" in shown
+    assert "after" in shown
+    assert "asked for" in shown
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics["before"]) == {"ES", "EM", "PS", "PM", "NS", "NM", "S"}
+    assert metrics["after"]["EM"] > metrics["before"]["EM"]
+    low, high = metrics["intervals"]["after"]["ES"]
+    assert low <= metrics["after"]["ES"] <= high
+    assert len(metrics["samples"]) == 3
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {r["phase"] for r in rows} == {"before", "after"}
+    won = [r["nll_new"] < r["nll_true"] for r in rows if r["phase"] == "after" and r["kind"] == "rewrite"]
+    assert 100 * sum(won) / len(won) == pytest.approx(metrics["after"]["ES"])
+    assert (folder / "edits" / "batch_00000.safetensors").is_file()
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["class_path"].endswith("EMMET")
+
+
+def test_the_saved_config_repeats_the_run(tmp_path: Path, moments: str) -> None:
+    assert run(*QUICKSTART, *SMALL, moments, f"--run_dir={tmp_path / 'one'}") == 0
+    assert run("fit", "--config", str(tmp_path / "one" / "config.yaml"), f"--run_dir={tmp_path / 'two'}") == 0
+    one, two = ((tmp_path / name / "records.jsonl").read_text(encoding="utf-8") for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
+def test_the_same_command_with_another_editor(tmp_path: Path, moments: str, editor: str) -> None:
+    folder = tmp_path / "run"
+    assert run(*QUICKSTART, f"--model=editkit.{editor}", *SMALL, moments, f"--run_dir={folder}") == 0
+    batches = json.loads((folder / "edits" / "edits.json").read_text(encoding="utf-8"))["batches"]
+    assert [len(b["facts"]) for b in batches] == ([1] * 4 if editor == "ROME" else [4])
+
+
+def test_validate_measures_without_editing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("validate", "--data.num_facts=3", "--trainer.enable_progress_bar=false", f"--run_dir={folder}") == 0
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert "after" not in metrics
+    assert not (folder / "edits").exists()
+
+
+def own_csv(path: Path, count: int, with_true: bool) -> Path:
+    from editkit.atlas.world import load_world
+
+    facts = load_world().records("report")[:count]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["subject", "prompt", "target_new", *(["target_true", "paraphrase_prompts"] * with_true)])
+        for f in facts:
+            extra = [f.target_true, "|".join(f.paraphrase_prompts)] if with_true else []
+            writer.writerow([f.subject, f.prompt, f.target_new, *extra])
+    return path
+
+
+@pytest.mark.parametrize("with_true", [True, False])
+def test_records_of_ones_own_csv(
+    tmp_path: Path, moments: str, with_true: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = own_csv(tmp_path / "mine.csv", 20, with_true)
+    folder = tmp_path / "run"
+    options = ["--data.num_facts=null", f"--data.facts={facts}", "--model.values.num_steps=5", moments]
+    assert run(*QUICKSTART, *options, f"--run_dir={folder}") == 0
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    shown = capsys.readouterr().out
+    if with_true:
+        assert "PS" in metrics["after"]
+        assert "NS" not in metrics["after"]  # no neighbourhood prompts: absent, not 0 or NaN
+    else:
+        assert "after" not in metrics
+        assert "no fact has a target_true" in shown
+    assert len(metrics["samples"]) == 3
+
+
+RECORD = {"subject": "Rome", "prompt": "{} lies in", "target_new": "Spain", "target_true": "Italy"}
+
+
+def written(path: Path, record: object) -> str:
+    path.write_text(record if isinstance(record, str) else json.dumps([record]), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ("{ not json", ("line 1", "JSON")),
+        ({k: v for k, v in RECORD.items() if k != "subject"}, ("record 1", "subject")),
+        ({**RECORD, "prompt": "The capital is"}, ("record 1", "prompt", "Rome", "{}")),
+        ({**RECORD, "prompt": "{} and {} lie in"}, ("record 1", "prompt", "{}")),
+        ({**RECORD, "target_new": " "}, ("record 1", "target_new")),
+        ("[]", ("facts",)),
+    ],
+)
+def test_bad_facts(tmp_path: Path, record: object, told: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "facts.json", record)
+    refused(tmp_path, [f"--data.facts={path}", "--data.num_facts=null"], ("data.facts", *told), capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--data.facts=missing.json"], ("data.facts", "missing.json", "path")),
+        (["--model.layers=[9]"], ("layers", "0 to 3", "9")),
+        (["--model=editkit.Nope"], ("model", "editkit.EMMET", "editkit.Nope")),
+        (["--model=Nope"], ("model", "editkit.EMMET", "'Nope'")),
+        (["--model.lm=nobody/nothing"], ("lm", "nobody/nothing", "folder")),
+        (["--model.ridge=-1"], ("model.ridge", ">= 0", "-1")),
+        (["--model.rigde=1"], ("model.rigde", "no such option", "--model.help")),
+        (["--model.dtype=int8"], ("dtype", "bfloat16", "int8")),
+        (["--data.num_facts=0"], ("data.num_facts", "> 0", "0")),
+        (["--data.num_facts=99999"], ("data.num_facts", "99999")),
+        (["--data.batch_size=65"], ("data.batch_size", "64", "65")),
+        (["--model=editkit.ROME", "--data.batch_size=2"], ("data.batch_size", "1 fact at a time", "2")),
+        (["--model.values.num_steps=0"], ("model.values.num_steps", "> 0", "'0'")),
+        (["--model.values.context_templates=[[no place]]"], ("context_templates", "no place")),
+        (["--weight_update.mode=both"], ("weight_update.mode", "independent", "both")),
+        (["--nope"], ("--nope", "--help")),
+        (["--trainer.devices=2"], ("trainer.devices", "1")),
+    ],
+)
+def test_bad_options(
+    tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(tmp_path, options, told, capsys)
+
+
+def refused(tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    capsys.readouterr()
+    assert run(*QUICKSTART, f"--run_dir={folder}", *options) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("editkit: error: ")
+    for word in told:
+        assert word in errors[0]
+    assert not folder.exists()
+
+
+def test_an_unwritable_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(tmp_path, [f"--run_dir={tmp_path / 'file' / 'run'}"], ("run_dir", "file"), capsys)
+
+
+def test_a_missing_config_and_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "nowhere.yaml") == 2
+    assert "config: expected a file that exists" in capsys.readouterr().err
+    assert run("fitt") == 2
+    assert "expected one of fit, validate" in capsys.readouterr().err
+
+
+def test_equal_targets_are_warned_about(tmp_path: Path, moments: str) -> None:
+    path = written(tmp_path / "facts.json", {**RECORD, "target_new": "Italy"})
+    options = ["--data.num_facts=null", f"--data.facts={path}", "--model.values.num_steps=2", moments]
+    with pytest.warns(UserWarning, match="target_new"):
+        assert run(*QUICKSTART, *options, f"--run_dir={tmp_path / 'run'}") == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_that_ships_parses(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        run("fit", "--config", str(path), "--print_config")
+    assert done.value.code == 0
+    assert "class_path" in capsys.readouterr().out
