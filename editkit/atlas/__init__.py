@@ -1,0 +1,1 @@
+"""The built-in world: facts, grammar, probes, and the language model trained on them."""
