@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from editkit.edits import Edits, load_edits
     from editkit.errors import InputError
+    from editkit.models.load import load_language_model
 
 _HOME = {
     "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
@@ -33,6 +34,7 @@ _HOME = {
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
     "WeightUpdate": "callbacks", "Report": "callbacks",
     "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "errors",
+    "load_language_model": "models.load",
 }  # fmt: skip
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "edit",
     "load_edits",
     "load_facts",
+    "load_language_model",
 ]
 
 

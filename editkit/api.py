@@ -21,6 +21,7 @@ from editkit.editors.base import Editor
 from editkit.editors.emmet import EMMET
 from editkit.edits import Edits, WeightSnapshot
 from editkit.errors import InputError
+from editkit.quiet import quiet_lightning
 
 
 class EditedModel:
@@ -104,20 +105,28 @@ def edit(
     trained = [p for p in model.parameters() if p.requires_grad]
     way_back = WeightSnapshot(editor.family, editor.edited_layers)
     data = FactsDataModule.of(given, batch_size)
-    trainer = L.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=1 if device.index is None else [device.index],
-        max_epochs=-1, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress,
-        callbacks=[update, report], limit_val_batches=None if evaluate else 0,
-    )  # fmt: skip
+    with quiet_lightning():
+        trainer = L.Trainer(
+            accelerator="cpu" if device.type == "cpu" else "gpu",
+            devices=1 if device.index is None else [device.index],
+            max_epochs=-1,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            limit_val_batches=None if evaluate else 0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            callbacks=[update, report],
+        )
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
     model.eval().requires_grad_(False)
     try:
-        if evaluate:
-            trainer.validate(editor, data, verbose=False)
-        trainer.fit(editor, data)
+        with quiet_lightning():
+            if evaluate:
+                trainer.validate(editor, data, verbose=False)
+            trainer.fit(editor, data)
     except BaseException as error:
         way_back.restore()
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):

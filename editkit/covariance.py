@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,6 +13,7 @@ from jsonargparse.typing import PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -20,6 +22,7 @@ from editkit.errors import InputError
 from editkit.functional.moments import MomentSum
 from editkit.models.family import Family, StopForward, orient, watching
 from editkit.models.fingerprint import fingerprint
+from editkit.quiet import quiet_lightning
 
 MOMENTS_FILE = "moments.safetensors"
 
@@ -117,17 +120,26 @@ def second_moments(
         )
     module = SecondMoments(family, layers)
     device = family.device
-    trainer = L.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu", devices=1 if device.index is None else [device.index],
-        logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress,
-        inference_mode=False,
-    )  # fmt: skip
-    trainer.predict(module, window_loader(tokenizer, windows, source.max_tokens), return_predictions=False)
-    nn.Module.to(family.model, device)  # Trainer's teardown leaves models on the CPU
+    with quiet_lightning():
+        _predict(module, window_loader(tokenizer, windows, source.max_tokens), device, progress)
     moments = {layer: total.mean().cpu() for layer, total in module.sums.items()}
     if file is not None:
         save_moments(file.parent, moments, model, {"text": source.text, "tokens": str(count)})
     return moments
+
+
+def _predict(module: SecondMoments, loader: DataLoader[Any], device: torch.device, progress: bool) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.index is None else [device.index],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        inference_mode=False,
+    )
+    trainer.predict(module, loader, return_predictions=False)
+    nn.Module.to(module.language_model, device)  # Trainer's teardown leaves models on the CPU
 
 
 def save_moments(folder: Path, moments: dict[int, Tensor], model: str, about: dict[str, str]) -> None:

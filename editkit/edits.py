@@ -24,7 +24,7 @@ SCHEMA = 1
 
 
 def stored(delta: LowRankDelta) -> LowRankDelta:
-    """A delta rounded to the dtype in which it is kept (float32) before it is applied: what is saved is what was done."""
+    """A delta rounded to the dtype in which it is kept (float32), so that what is applied is what is saved."""
     return LowRankDelta(delta.left.float().cpu(), None if delta.right is None else delta.right.float().cpu())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
 from editkit.errors import InputError
+from editkit.quiet import quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -124,34 +124,23 @@ def _free_folder(stem: str) -> Path:
     return folder
 
 
-# Lightning says these of loops and loaders that are meant as they are
-NOT_MEANT_FOR_USERS = (
-    ".*does not have many workers.*",
-    ".*predict returned None.*",
-    ".*You have overridden `transfer_batch_to_device`.*",
-    ".*in eval mode at the start of training.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*LightningCLI's args parameter.*",
-)
-
-
 def run(argv: list[str]) -> None:
     """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in NOT_MEANT_FOR_USERS:
-        warnings.filterwarnings("ignore", message=message)
+    # given as arguments, not in place of them: the CLI is started from Python here
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     try:
-        EditkitCLI(
-            Editor,
-            FactsDataModule,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=False,
-            auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, "prog": "editkit"},
-            args=argv,
-        )
+        with quiet_lightning():
+            EditkitCLI(
+                Editor,
+                FactsDataModule,
+                subclass_mode_model=True,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=False,
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False, "prog": "editkit"},
+                args=argv,
+            )
     except ArgumentError as error:
         raise InputError(plain_message(str(error), argv[0])) from error
 

@@ -256,8 +256,8 @@ def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredM
     Raises:
         InputError: more than one fact, or what ``preservation_memorization_update`` raises.
 
-    >>> rome_update(torch.tensor([1.0, 1.0]), torch.tensor([4.0]), torch.diag(torch.tensor([1.0, 3.0]))).dense()
-    tensor([[3., 1.]], dtype=torch.float64)
+    >>> rome_update(torch.tensor([1.0, 2.0]), torch.tensor([6.0]), torch.diag(torch.tensor([1.0, 4.0]))).dense()
+    tensor([[3.0000, 1.5000]], dtype=torch.float64)
     """
     key, residual = (t.unsqueeze(1) if t.ndim == 1 else t for t in (key, residual))
     if key.shape[1:] != (1,):

@@ -205,6 +205,20 @@ def test_equal_targets_are_warned_about(tmp_path: Path, moments: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_that_ships_parses(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        run("fit", "--config", str(path), "--print_config")
+        run(*QUICKSTART, "--config", str(path), "--print_config")
     assert done.value.code == 0
     assert "class_path" in capsys.readouterr().out
+
+
+def test_the_documented_editor_runs_without_a_registry(
+    tmp_path: Path, moments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (ROOT / "docs" / "new-editor.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "half.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--model=half.Half", "--model.share=0.7", *SMALL, moments, f"--run_dir={tmp_path / 'run'}"]
+    assert run(*QUICKSTART, *options) == 0
+    about = json.loads((tmp_path / "run" / "edits" / "edits.json").read_text(encoding="utf-8"))["about"]
+    assert about["editor"] == "half.Half"
+    assert about["hyperparameters"]["share"] == 0.7
