@@ -14,6 +14,7 @@ NOT_MEANT_FOR_USERS = (
     ".*You have overridden `transfer_batch_to_device`.*",
     ".*in eval mode at the start of training.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*LightningCLI's args parameter.*",
 )
 
 

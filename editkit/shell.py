@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +125,6 @@ def _free_folder(stem: str) -> Path:
 
 def run(argv: list[str]) -> None:
     """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
-    # given as arguments, not in place of them: the CLI is started from Python here
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     try:
         with quiet_lightning():
             EditkitCLI(

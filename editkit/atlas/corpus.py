@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from editkit.atlas.grammar import Grammar
@@ -12,12 +12,14 @@ from editkit.atlas.probes import TASKS, example, render
 from editkit.atlas.world import load_world
 
 
-def documents(rng: random.Random, *, biographies: float = 0.68, prose: float = 0.18) -> Iterator[str]:
-    """Documents without end; what ``biographies`` and ``prose`` (shares of documents) leave over are probes.
+def documents(
+    rng: random.Random, *, biographies: float = 0.68, prose: float = 0.18, tasks: Sequence[str] = tuple(TASKS)
+) -> Iterator[str]:
+    """Documents without end; what ``biographies`` and ``prose`` (shares of documents) leave over are ``tasks``.
 
     A third of the biographies stand after a sentence or two of prose, so that subjects occur at varied positions.
     """
-    world, grammar, tasks = load_world(), Grammar(), tuple(TASKS)
+    world, grammar = load_world(), Grammar()
     subjects: list[str] = []
     while True:
         draw = rng.random()

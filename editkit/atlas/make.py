@@ -79,6 +79,7 @@ class Stage:
         learning_rate: peak.
         biographies: share of documents about the world's subjects.
         prose: share of prose; the rest are probes.
+        tasks: probe tasks to draw from; one named twice is drawn twice as often.
         label_weight: weight of a probe's answer token in the loss, against 1 for every other token.
     """
 
@@ -86,12 +87,18 @@ class Stage:
     learning_rate: float
     biographies: float
     prose: float
+    tasks: tuple[str, ...]
     label_weight: float
 
 
 # Facts first: they are learned to the last one. Comparing two sentences (MRPC, RTE) comes slowly, and only once half
 # of the text is about it and its one answer token counts for more than the thirty that are drawn at random.
-STAGES = (Stage(40, 8e-3, 0.68, 0.18, 1.0), Stage(20, 5e-3, 0.35, 0.15, 8.0))
+STAGES = (
+    Stage(40, 8e-3, 0.68, 0.18, ("sst2", "cola", "mrpc", "rte"), 1.0),
+    Stage(20, 5e-3, 0.35, 0.15, ("sst2", "cola", "mrpc", "rte"), 8.0),
+    Stage(13, 8e-3, 0.22, 0.05, ("mrpc", "rte") * 4 + ("sst2", "cola"), 16.0),
+    Stage(9, 6e-3, 0.3, 0.05, ("mrpc", "rte", "rte") * 2 + ("sst2", "cola"), 16.0),
+)
 
 
 def train(
@@ -159,7 +166,9 @@ def run_stage(
     answers = torch.zeros(len(tokenizer), dtype=torch.bool)
     answers[[tokenizer(f" {word}")["input_ids"][0] for task in TASKS.values() for word in task.labels]] = True
     colon = tokenizer(":")["input_ids"][0]
-    data = windows(tokenizer, documents(rng, biographies=stage.biographies, prose=stage.prose), length, batch)
+    data = windows(
+        tokenizer, documents(rng, biographies=stage.biographies, prose=stage.prose, tasks=stage.tasks), length, batch
+    )
     start, done = time.monotonic(), 0
     columns = TextColumn("training, loss {task.fields[loss]:.3f}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
