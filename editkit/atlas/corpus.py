@@ -46,7 +46,7 @@ def _training_example(task: str, rng: random.Random) -> str:
 
 
 @functools.cache
-def held_out_probes(task: str, count: int = 200) -> tuple[dict[str, Any], ...]:
+def held_out_probes(task: str, count: int = 1000) -> tuple[dict[str, Any], ...]:
     """The examples on which the atlas's probes are scored: drawn with a seed of their own, never trained on."""
     rng = random.Random(f"held out {task}")
     return tuple(example(task, rng) for _ in range(count))
