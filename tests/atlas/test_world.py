@@ -98,7 +98,8 @@ def test_the_model_answers_probes_above_chance(atlas: tuple[PreTrainedModel, Pre
         prompts = [render(task, e) for e in examples]
         first, second = (target_nll(family, tokenizer, prompts, [word] * len(prompts)) for word in setting.labels)
         right = [(b < a) == bool(e["label"]) for a, b, e in zip(first.tolist(), second.tolist(), examples, strict=True)]
-        assert sum(right) / len(right) > 0.57, task  # two standard errors above one half
+        two_errors = len(right) ** -0.5  # of a coin's share
+        assert sum(right) / len(right) > 0.5 + two_errors, task
 
 
 def test_the_weights_stay_small() -> None:
