@@ -121,7 +121,7 @@ def second_moments(
     module = SecondMoments(family, layers)
     device = family.device
     with quiet_lightning():
-        _predict(module, window_loader(tokenizer, windows, source.max_tokens), device, progress)
+        _predict(module, window_loader(windows, source.max_tokens), device, progress)
     moments = {layer: total.mean().cpu() for layer, total in module.sums.items()}
     if file is not None:
         save_moments(file.parent, moments, model, {"text": source.text, "tokens": str(count)})

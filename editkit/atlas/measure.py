@@ -130,8 +130,8 @@ def measure(out: Path = ATLAS, facts: int = 120, layers: tuple[int, ...] = (0, 1
         layers: blocks to try.
         batch: facts of the batched edit over which ridges are compared.
     """
-    family = Family(load_language_model("atlas")[0])
-    tokenizer = load_language_model("atlas")[1]
+    model, tokenizer = load_language_model("atlas")
+    family = Family(model)
     parameters = sum(p.numel() for p in family.model.parameters())
     config = family.model.config
     world = load_world()

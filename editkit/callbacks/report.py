@@ -12,10 +12,11 @@ from rich.table import Table
 from typing_extensions import override
 
 from editkit.callbacks.weight_update import WeightUpdate
-from editkit.data.module import KINDS, EvaluationRow, FactsDataModule
+from editkit.data.module import EvaluationRow, FactsDataModule
 from editkit.editors.base import Editor
 from editkit.errors import InputError
 from editkit.metrics.bundle import EditingScores
+from editkit.metrics.editing import KINDS
 from editkit.models.score import continue_greedily
 
 SHORT = ("ES", "EM", "PS", "PM", "NS", "NM", "S")

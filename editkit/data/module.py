@@ -15,8 +15,6 @@ from typing_extensions import override
 from editkit.data.facts import Fact, load_facts
 from editkit.errors import InputError
 
-KINDS = ("rewrite", "paraphrase", "neighborhood")
-
 
 @dataclass(frozen=True)
 class EvaluationRow:

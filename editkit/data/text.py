@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from editkit.errors import InputError
-from editkit.models.spans import encode
+from editkit.models.spans import encode, length_batches, pad
 
 
 def read_documents(text: str, seed: int = 0) -> Iterator[str]:
@@ -48,12 +50,9 @@ def token_windows(
         InputError: the text has no tokens.
     """
     windows: list[tuple[int, ...]] = []
-    left, pending = num_tokens, []
+    left = num_tokens
     documents = read_documents(text, seed)
-    while left > 0:
-        pending = [d for _, d in zip(range(256), documents, strict=False)]
-        if not pending:
-            break
+    while left > 0 and (pending := list(islice(documents, 256))):
         for span in encode(tokenizer, pending):
             for start in range(0, len(span.ids), max_length):
                 window = span.ids[start : min(start + max_length, start + left)]
@@ -65,14 +64,8 @@ def token_windows(
     return windows
 
 
-def window_loader(
-    tokenizer: PreTrainedTokenizerBase, windows: list[tuple[int, ...]], max_tokens: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def window_loader(windows: list[tuple[int, ...]], max_tokens: int) -> DataLoader[tuple[Tensor, Tensor]]:
     """Right-padded (ids, mask) batches of windows of like lengths, at most ``max_tokens`` tokens each."""
-    import torch
-
-    from editkit.models.spans import length_batches, pad
-
     batches = [
         pad([windows[i] for i in batch], torch.device("cpu"))
         for batch in length_batches([len(w) for w in windows], max_tokens)
