@@ -63,7 +63,7 @@ class FactsDataModule(L.LightningDataModule):
         num_facts: facts to edit in all; default all there are.
         batch_size: facts per batch of edits (1 to 10,000), edited by one solve. Default: all at once, or what the
             editor can take (ROME: one).
-        facts_per_step: facts whose value vectors are found side by side; bounds memory, not results.
+        facts_per_step: facts that the editor is handed at a time; it searches them in micro-batches of its own.
         seed: draws ``num_facts`` facts at random without replacement; default: the first ones, in the file's order.
     """
 
@@ -73,7 +73,7 @@ class FactsDataModule(L.LightningDataModule):
         split: str = "report",
         num_facts: PositiveInt | None = None,
         batch_size: PositiveInt | None = None,
-        facts_per_step: PositiveInt = 16,
+        facts_per_step: PositiveInt = 256,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class FactsDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[list[list[Fact]]]:
-        """Micro-batches of the present epoch's batch of edits: lists of groups of facts with one key."""
+        """The present epoch's batch of edits in steps: lists of groups of facts with one key."""
         assert self.trainer is not None
         batch = self.trainer.current_epoch
         groups = group_by_key([self.selected[i] for i in self.batch_indices(batch)])

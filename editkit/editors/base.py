@@ -1,21 +1,23 @@
 """The editor: value vectors found by gradient in ``training_step``, a closed-form ``solve`` for the weights.
 
-One epoch is one batch of edits; one training step finds the value vectors of a micro-batch of facts. The weights are
-changed by the ``WeightUpdate`` callback once the epoch's last micro-batch is done. A method is a subclass with a
-``solve``; see ``editkit.editors.emmet`` for the shortest example.
+One epoch is one batch of edits; one training step finds the value vectors of some of its facts, in micro-batches that
+fit into memory. The weights are changed by the ``WeightUpdate`` callback after the epoch's last step. A method is a
+subclass with a ``solve``; see ``editkit.editors.emmet`` for the shortest example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
@@ -23,48 +25,33 @@ from typing_extensions import override
 from editkit.covariance import MomentSource
 from editkit.data.facts import Fact
 from editkit.data.module import EvaluationRow
+from editkit.editors.search import (
+    Group,
+    GroupRows,
+    MicroBatch,
+    ValueSearch,
+    free_bytes,
+    group_rows,
+    micro_batches,
+    search_bytes,
+)
 from editkit.editors.spread import Spread
 from editkit.errors import InputError
 from editkit.functional import FactoredMoment, LowRankDelta
-from editkit.functional.values import clamp_norm, drift, group_mean, row_nll, shrinkage
+from editkit.functional.values import clamp_norm, group_mean, shrinkage
 from editkit.metrics.bundle import EditingScores
 from editkit.models.family import Family, lookup_states
 from editkit.models.load import load_language_model
-from editkit.models.replay import Replay
 from editkit.models.score import target_nll
-from editkit.models.spans import encode_prompts, pad
+from editkit.models.spans import encode_prompts, length_batches, pad
 from editkit.models.templates import generate_templates
 
 RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; the atlas has it
-Group = list[Fact]  # facts with the same text up to the subject's end: one key, one value
+LOOKUP_TOKENS = 8192  # per padded batch where keys and states are read off, which keeps nothing
+COMPACT = 8  # facts that are done leave the rows once they are one in so many of them
 
-
-@dataclass
-class ValueSearch:
-    """How value vectors v* = v₀ + δ are found.
-
-    Args:
-        num_steps: forward passes per fact; the optimiser steps after each but the last.
-        kl_weight: weight of the KL divergence on ``kl_prompt`` (dimensionless).
-        kl_prompt: essence prompt; its next-token distribution at the subject's last token should stay as it was.
-        decay: weight of ‖δ‖ / ‖v₀‖² (in units of ‖v₀‖).
-        clamp: largest ‖δ‖ as a multiple of ‖v₀‖.
-        loss_threshold: a fact is done once its loss is below this (nats).
-        context_templates: groups of templates, each with one "{}" for the prompt; keys are averaged within groups and
-            then over groups. Default: "{}" alone and five prefixes sampled from the model with the run's seed.
-        template_tokens: tokens of each sampled prefix.
-        seed: of the sampled prefixes.
-    """
-
-    num_steps: PositiveInt = 20
-    kl_weight: NonNegativeFloat = 0.0625
-    kl_prompt: str = "{} is a"
-    decay: NonNegativeFloat = 0.5
-    clamp: PositiveFloat = 0.75
-    loss_threshold: NonNegativeFloat = 0.05
-    context_templates: list[list[str]] | None = None
-    template_tokens: PositiveInt = 10
-    seed: int = 0
+#: told after each gradient step: facts done, mean loss (nats), mean probability of the new target
+Progress = Callable[[int, float, float], None]
 
 
 @dataclass
@@ -75,11 +62,17 @@ class Found:
         groups: facts per column.
         keys: (d_in, n) blocks of the first edited layer, float32.
         values: (d_out, n) blocks of v*, float32.
+        facts: how many facts are done, those of the step at work included.
+        loss: sum of their last losses (nats).
+        probability: sum of their new targets' last probabilities.
     """
 
     groups: list[Group] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    facts: int = 0
+    loss: float = 0.0
+    probability: float = 0.0
 
 
 class Editor(L.LightningModule):
@@ -122,7 +115,9 @@ class Editor(L.LightningModule):
         self.found = Found()
         self.scores = EditingScores()
         self.language_model: PreTrainedModel | None = None
+        self.progress: Progress | None = None
         self._templates: list[list[str]] | None = None
+        self._byte_limit: int | None = None
 
     # ---------------------------------------------------------------- the model
 
@@ -140,6 +135,11 @@ class Editor(L.LightningModule):
             self.layers = getattr(self.family.model.config, RECOMMENDED_LAYERS, None)
         for layer in self.layers or []:
             self.family.projection(layer)
+        if self.layers and len(self.layers) > 1 and self.at_projection:
+            raise InputError(
+                f"layers: {type(self.family.model).__name__} normalises or scales what a projection puts out, so a "
+                f"residual cannot be spread over several; expected one block, but got {self.layers}; choose one"
+            )
 
     @property
     def edited_layers(self) -> list[int]:
@@ -150,6 +150,11 @@ class Editor(L.LightningModule):
                 "choose by measuring, or take the paper's (GPT2-XL 17, GPT-J 5, Llama-2-7b 5)"
             )
         return self.layers
+
+    @functools.cached_property
+    def at_projection(self) -> bool:
+        """Whether values are found at the projection's output, because the block does not simply add it."""
+        return not self.family.adds_projection(self.edited_layers[-1])
 
     @property
     def templates(self) -> list[list[str]]:
@@ -215,54 +220,91 @@ class Editor(L.LightningModule):
 
     @override
     def training_step(self, batch: list[Group], batch_idx: int) -> None:
-        """Find the value vectors of a micro-batch: ``batch`` holds groups of facts that share a key."""
+        """Find the value vectors of ``batch``, groups of facts that share a key."""
+        before, began = self.found.facts, time.perf_counter()
         self.find_values(batch, self.optimizers())
+        count = self.found.facts
+        logged = {
+            "loss": self.found.loss / count,
+            "p(new)": self.found.probability / count,
+            "facts_per_second": (count - before) / (time.perf_counter() - began),
+        }
+        self.log_dict(logged, batch_size=count - before)
 
     def find_values(self, batch: Sequence[Group], optimizer: Any = None) -> None:
         """Find v* of each group by gradient descent on all its facts and templates at once; append to ``found``.
+
+        The groups are searched in micro-batches of like lengths, as many at a time as ``values.max_tokens`` or the
+        memory allows; a group's result does not depend on which others those are.
 
         Args:
             batch: groups of facts with the same text up to the subject's end.
             optimizer: over ``self.offset``; made from the editor's own setting where there is no Trainer.
         """
         optimizer = optimizer or self.configure_optimizers()
-        facts = [fact for group in batch for fact in group]
-        group_of = torch.tensor([g for g, group in enumerate(batch) for _ in group], device=self.device)
         flat = [t for group in self.templates for t in group]
-        spans = encode_prompts(self.tokenizer, facts, flat, target="target_new")
-        essence = encode_prompts(self.tokenizer, [_essence(f, self.values.kl_prompt) for f in facts], ["{}"])
-        replay = Replay(
-            self.family,
-            [s.ids[:-1] for s in spans] + [s.ids for s in essence],
-            [s.lookup for s in spans + essence],
-            self.edited_layers[-1],
-            self.edited_layers[0],
-        )
-        wanted = [(r, t - 1 - s.lookup, s.ids[t]) for r, s in enumerate(spans) for t in range(s.target, len(s.ids))]
-        row, place, target = torch.tensor(wanted, device=self.device).T
-        essence_row = torch.arange(len(spans), len(spans) + len(facts), device=self.device)
-        fact_of_row = torch.arange(len(facts), device=self.device).repeat_interleave(len(flat))
-        group_of_row = torch.cat([group_of[fact_of_row], group_of])
-        first = torch.tensor([facts.index(group[0]) for group in batch], device=self.device)
-        start = replay.start[first * len(flat)]
+        rows = group_rows(self.tokenizer, batch, flat, self.values.kl_prompt)
+        values: dict[int, Tensor] = {}
+        keys: dict[int, Tensor] = {}
+        waiting = self._micro_batches(rows, range(len(rows)))
+        while waiting:
+            chosen = waiting.pop(0)
+            found = self._unless_out_of_memory([rows[i] for i in chosen], optimizer)
+            if found is None:
+                waiting = self._micro_batches(rows, chosen + [i for part in waiting for i in part])
+                continue
+            for i, value, key in zip(chosen, *found, strict=True):
+                values[i], keys[i] = value, key
+        self.found.groups += batch
+        self.found.keys.append(self.mean_keys(torch.stack([keys[i] for i in range(len(rows))])))
+        self.found.values.append(torch.stack([values[i] for i in range(len(rows))], 1))
 
-        self.offset.data = torch.zeros(len(batch), self.family.hidden_size, device=self.device)
+    def _micro_batches(self, rows: Sequence[GroupRows], indices: Sequence[int]) -> list[list[int]]:
+        """Which groups to search together, by tokens or by bytes."""
+        groups = [rows[i] for i in indices]
+        if self.values.max_tokens == "auto":
+            costs = [search_bytes(self.family, self.edited_layers[-1], group) for group in groups]
+            limit = self._byte_limit or free_bytes(self.family.device) // 2
+        else:
+            costs, limit = [group.tokens for group in groups], self.values.max_tokens
+        return [[indices[i] for i in part] for part in micro_batches(groups, costs, limit)]
+
+    def _unless_out_of_memory(self, groups: list[GroupRows], optimizer: Any) -> tuple[Tensor, Tensor] | None:
+        """``_search``, or None after setting a lower limit where the memory did not suffice."""
+        try:
+            return self._search(groups, optimizer)
+        except RuntimeError as error:
+            if self.values.max_tokens != "auto" or not is_oom_error(error):
+                raise
+            if len(groups) == 1:
+                raise InputError(
+                    f"values: the memory does not suffice for {groups[0].facts[0].subject!r} alone "
+                    f"({groups[0].tokens} tokens); give shorter or fewer values.context_templates, or a smaller dtype"
+                ) from error
+        # outside the handler, whose traceback would hold on to the tensors
+        garbage_collection_cuda()
+        self._byte_limit = sum(search_bytes(self.family, self.edited_layers[-1], group) for group in groups) // 2
+        return None
+
+    def _search(self, groups: list[GroupRows], optimizer: Any) -> tuple[Tensor, Tensor]:
+        """v* (G, hidden) and keys (G, templates, d_in) of one micro-batch."""
+        work = MicroBatch(self.family, groups, self.edited_layers[-1], self.edited_layers[0], self.at_projection)
+        start, count = work.start, len(groups)
+        self.offset.data = torch.zeros_like(start)
         optimizer.state.clear()
-        active = torch.ones(len(batch), dtype=torch.bool, device=self.device)
-        reference: Tensor | None = None
+        active = torch.ones(count, dtype=torch.bool, device=start.device)
+        sizes = torch.tensor([len(group.facts) for group in groups], device=start.device)
+        mean_loss, mean_nll = torch.zeros(2, count, device=start.device)
         for step in range(self.values.num_steps):
-            log_probs = replay.logits(
-                self.offset[group_of_row], torch.cat([row, essence_row]), torch.cat([place, torch.zeros_like(group_of)])
-            ).log_softmax(-1)
-            token_log_probs, essence_log_probs = log_probs[: len(row)], log_probs[len(row) :]
-            reference = essence_log_probs.detach() if reference is None else reference
-            nll = row_nll(token_log_probs, target, row, len(spans)).view(len(facts), -1).mean(1)
-            kl = drift(essence_log_probs, reference)
+            nll, kl = work.losses(self.offset)
+            group_of = work.group_of
             loss = self.value_loss(nll, kl, self.offset[group_of], start[group_of])
-            self._check_finite(loss, facts)
-            mean_loss = group_mean(loss.detach(), group_of, len(batch))
+            self._check_finite(loss, work.facts)
+            present = torch.zeros_like(active).index_fill(0, group_of, True)
+            mean_loss = torch.where(present, group_mean(loss.detach(), group_of, count), mean_loss)
+            mean_nll = torch.where(present, group_mean(nll.detach(), group_of, count), mean_nll)
             active &= mean_loss >= self.values.loss_threshold
-            self._report_progress(mean_loss, nll, len(batch))
+            self._show(sizes, ~active, mean_loss, mean_nll)
             if step == self.values.num_steps - 1 or not active.any():
                 break
             optimizer.zero_grad()
@@ -271,11 +313,21 @@ class Editor(L.LightningModule):
             optimizer.step()
             moved = clamp_norm(self.offset.detach(), start, self.values.clamp)
             self.offset.data = torch.where(active[:, None], moved, before)
+            if int((present & ~active).sum()) * COMPACT >= int(present.sum()):
+                work.keep(active)
+        self._show(sizes, torch.ones_like(active), mean_loss, mean_nll)
+        self.found.facts += int(sizes.sum())
+        self.found.loss += float(mean_loss @ sizes.float())
+        self.found.probability += float(mean_nll.neg().exp() @ sizes.float())
+        return start + self.offset.detach(), work.keys
 
-        keys = self.mean_keys(replay.keys[: len(spans)].view(len(facts), len(flat), -1)[first])
-        self.found.groups += batch
-        self.found.keys.append(keys)
-        self.found.values.append((start + self.offset.detach()).T)
+    def _show(self, sizes: Tensor, done: Tensor, loss: Tensor, nll: Tensor) -> None:
+        """Tell ``progress`` of the micro-batch at work: (G,) facts per group, which are done, and their losses."""
+        if self.progress is not None:
+            weights = sizes.float() / sizes.sum()
+            self.progress(
+                self.found.facts + int(sizes[done].sum()), float(loss @ weights), float(nll.neg().exp() @ weights)
+            )
 
     def mean_keys(self, keys: Tensor) -> Tensor:
         """Average (E, templates, d_in) over each group of templates and then over groups; returns (d_in, E)."""
@@ -289,20 +341,23 @@ class Editor(L.LightningModule):
         return self.mean_keys(keys[layer].view(len(groups), len(flat), -1).float())
 
     def states(self, groups: Sequence[Group]) -> Tensor:
-        """What the last edited block now gives at the lookup token of the bare prompts: (hidden, E) float32."""
+        """What now stands at the lookup token of the bare prompts where values are found: (hidden, E) float32."""
         return self._lookup(groups, ["{}"], [])[0].T.float()
 
     def _lookup(
         self, groups: Sequence[Group], templates: Sequence[str], layers: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        facts = [group[0] for group in groups]
+        spans = encode_prompts(self.tokenizer, [group[0] for group in groups], templates)
+        batches = length_batches([len(s.ids) for s in spans], LOOKUP_TOKENS)
         parts = []
-        for chunk in range(0, len(facts), 64):
-            spans = encode_prompts(self.tokenizer, facts[chunk : chunk + 64], templates)
-            ids, mask = pad([s.ids for s in spans], self.device)
-            lookup = torch.tensor([s.lookup for s in spans], device=self.device)
-            parts.append(lookup_states(self.family, ids, mask, lookup, self.edited_layers[-1], layers))
-        return torch.cat([p[0] for p in parts]), {n: torch.cat([p[1][n] for p in parts]) for n in layers}
+        for batch in batches:
+            ids, mask = pad([spans[i].ids for i in batch], self.device)
+            lookup = torch.tensor([spans[i].lookup for i in batch], device=self.device)
+            parts.append(
+                lookup_states(self.family, ids, mask, lookup, self.edited_layers[-1], layers, self.at_projection)
+            )
+        back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
+        return torch.cat([p[0] for p in parts])[back], {n: torch.cat([p[1][n] for p in parts])[back] for n in layers}
 
     def _check_finite(self, loss: Tensor, facts: Sequence[Fact]) -> None:
         bad = (~loss.isfinite()).nonzero().flatten().tolist()
@@ -312,11 +367,6 @@ class Editor(L.LightningModule):
                 f"values: the loss is not finite for {names}; no weight was changed; expected a finite loss: try a "
                 "smaller optimizer lr, or dtype float32"
             )
-
-    def _report_progress(self, loss: Tensor, nll: Tensor, done: int) -> None:
-        if self._trainer is not None:
-            logged = {"loss": loss.mean(), "p(new)": nll.detach().neg().exp().mean()}
-            self.log_dict(logged, prog_bar=True, batch_size=done)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -339,7 +389,3 @@ class Editor(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         results = self.scores.results(intervals=False)
         self.log_dict({f"val/{name}": r["mean"] for name, r in results.items()}, prog_bar=False)
-
-
-def _essence(fact: Fact, template: str) -> Fact:
-    return Fact(subject=fact.subject, prompt=template, target_new=fact.target_new)

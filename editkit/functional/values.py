@@ -7,27 +7,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def row_nll(log_probs: Tensor, targets: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Mean negative log-likelihood of each row's target tokens.
+class _RowWise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, losses: Callable[[Tensor, slice], Tensor], chunk: int) -> Tensor:
+        found: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            with torch.enable_grad():
+                part = hidden[rows].detach().requires_grad_()
+                loss = losses(part, rows)
+                if ctx.needs_input_grad[0]:
+                    slopes += torch.autograd.grad(loss.sum(), part)
+            found.append(loss.detach())
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0][:, None].to(slopes), None, None
+
+
+def row_wise(losses: Callable[[Tensor, slice], Tensor], hidden: Tensor, chunk: int) -> Tensor:
+    """One loss per row of ``hidden``, ``chunk`` rows at a time, with each chunk's gradient taken on the spot.
+
+    A loss over the vocabulary wants several tables of (rows, vocabulary), which at 250,000 tokens are what fills the
+    memory. As each loss depends on its own row only, its gradient is the row's slope times whatever comes from above:
+    the slopes, (rows, hidden), are all that is kept.
 
     Args:
-        log_probs: (T, vocabulary) float32, at the positions that predict a target token, all rows concatenated.
-        targets: (T,) long, the target tokens.
-        row: (T,) long, to which row each belongs.
-        rows: number of rows.
+        losses: from a chunk (n, hidden) and its place among the rows to (n,) losses, each of its own row only.
+        hidden: (rows, hidden).
+        chunk: rows at a time.
 
     Returns:
-        (rows,) nats per token.
+        (rows,) losses, differentiable once in ``hidden``.
 
-    >>> row_nll(torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([0, 0]), torch.tensor([0, 0]), 1)
-    tensor([1.0397])
+    >>> hidden = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    >>> loss = row_wise(lambda part, rows: part.square().sum(1), hidden, chunk=2)
+    >>> torch.autograd.grad(loss[1] * 10, hidden)[0].flatten()
+    tensor([ 0., 40.,  0.])
     """
-    nll = -log_probs.gather(1, targets[:, None]).squeeze(1)
-    return group_mean(nll, row, rows)
+    found: Tensor = _RowWise.apply(hidden, losses, chunk)  # type: ignore[no-untyped-call]
+    return found
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of one token at each position.
+
+    Args:
+        logits: (T, vocabulary) float32 or float64.
+        targets: (T,) long.
+
+    Returns:
+        (T,) nats.
+
+    >>> token_nll(torch.tensor([[1.0, 1.0]]), torch.tensor([0]))
+    tensor([0.6931])
+    """
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -82,6 +82,37 @@ class Family:
             self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         return isinstance(seen[0], tuple)
 
+    def adds_projection(self, layer: int) -> bool:
+        """Whether a change of the projection's output is, as it is, a change of the block's output.
+
+        Not so where the family normalises or scales the MLP's output, or the sum, afterwards. Seen by running one
+        token with and without a change of the size of the block's output.
+        """
+        changes: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def change(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if not outputs:
+                return output
+            wave = torch.arange(output.shape[-1], device=output.device).cos()
+            changes.append((wave * outputs[0].norm() / wave.norm()).to(output.dtype))
+            return output + changes[0]
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs.append(hidden_of(output)[0, -1].detach().float())
+            raise StopForward
+
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        for _ in range(2):
+            hooks = [
+                self.projection(layer).register_forward_hook(change),
+                self.blocks[layer].register_forward_hook(keep),
+            ]
+            with torch.no_grad(), watching(*hooks):
+                self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        error = (outputs[1] - outputs[0] - changes[0].float()).norm() / changes[0].float().norm()
+        return bool(error < max(1e-3, 8 * torch.finfo(changes[0].dtype).eps))
+
     def check_layer(self, layer: int) -> None:
         """Raise an ``InputError`` unless the model has block ``layer``."""
         if not 0 <= layer < self.depth:
@@ -124,10 +155,10 @@ class Family:
         output = (states, None) if self.returns_tuple else states
         with ExitStack() as stack:
             for block in self.blocks:
-                stack.enter_context(_forward_replaced(block, lambda *args, **kwargs: output))
+                stack.enter_context(forward_replaced(block, lambda *args, **kwargs: output))
             ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
             logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        return logits[:, 0].float()
+        return logits.squeeze(1).float()  # a view: its gradient is not copied into a second table of vocabulary width
 
 
 @contextmanager
@@ -143,7 +174,8 @@ def watching(*hooks: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module with another forward (its hooks still run) for the length of a ``with`` block."""
     had = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
@@ -165,7 +197,13 @@ def orient(module: nn.Module, weight: Tensor) -> Tensor:
 
 
 def lookup_states(
-    family: Family, ids: Tensor, mask: Tensor, lookup: Tensor, layer: int, key_layers: Sequence[int] = ()
+    family: Family,
+    ids: Tensor,
+    mask: Tensor,
+    lookup: Tensor,
+    layer: int,
+    key_layers: Sequence[int] = (),
+    at_projection: bool = False,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run rows up to a block and read what stands at each row's lookup token.
 
@@ -176,9 +214,10 @@ def lookup_states(
         lookup: (rows,) index of the lookup token.
         layer: the block whose output is read; nothing runs after it.
         key_layers: blocks (at most ``layer``) whose projection's input is read too.
+        at_projection: read the output of the block's projection instead of the block's own.
 
     Returns:
-        (rows, hidden) output of ``layer`` and, per key layer, (rows, d_in) input of its projection.
+        (rows, hidden) output of ``layer`` or its projection and, per key layer, (rows, d_in) input of its projection.
     """
     rows = torch.arange(len(ids), device=ids.device)
     keys: dict[int, Tensor] = {}
@@ -192,11 +231,12 @@ def lookup_states(
         return hook
 
     def keep_state(module: nn.Module, inputs: Any, output: Any) -> None:
-        states.append(hidden_of(output)[rows, lookup].detach())
+        states.append(hidden_of(output).reshape(*ids.shape, -1)[rows, lookup].detach())
         raise StopForward
 
     hooks = [family.projection(k).register_forward_pre_hook(keep_key(k)) for k in key_layers]
-    hooks.append(family.blocks[layer].register_forward_hook(keep_state))
+    read = family.projection(layer) if at_projection else family.blocks[layer]
+    hooks.append(read.register_forward_hook(keep_state))
     with torch.no_grad(), watching(*hooks):
         family.model(input_ids=ids, attention_mask=mask, use_cache=False)
     return states[0], keys

@@ -4,35 +4,175 @@ Attention is causal and an edit at block L is felt first at the lookup token. So
 leave keys and values behind; the tail, from the lookup token on, is run once to see what the model itself hands each
 block (masks, positions, rotary tables, caches); and after that each gradient step calls only the blocks above L on the
 tail, with those same arguments. Number for number this is the full forward, for every family, and no family is named.
+
+Three things keep the matrices full of real tokens: text that many rows begin with (a context template's prefix) is run
+once for all of them, rows are replayed with those of the very same tail length, so that tails are never padded, and
+rows that are done leave without anything being run again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad as pad_tensor
 from transformers import DynamicCache
+from typing_extensions import override
 
-from editkit.models.family import Family, hidden_of, watching
+from editkit.models.family import Family, StopForward, forward_replaced, hidden_of, watching
 from editkit.models.spans import pad
+
+Tokens = tuple[int, ...]
+
+
+@dataclass
+class KeysValues:
+    """What attention kept of some rows' prefixes, padded on the left.
+
+    Attributes:
+        layers: per block, keys and values (rows, heads, length, head size), or None where no longer needed.
+        mask: (rows, length) 1 for tokens, 0 for padding.
+    """
+
+    layers: list[tuple[Tensor, Tensor] | None]
+    mask: Tensor
+
+    def select(self, rows: Tensor, first: int = 0) -> KeysValues:
+        """Some rows, in that order; blocks below ``first`` are dropped, and padding that none of the rows needs."""
+        mask = self.mask[rows]
+        padding = int((mask.sum(0) == 0).sum())
+
+        def taken(states: Tensor) -> Tensor:
+            return states[:, :, padding:].index_select(0, rows)
+
+        kept = [
+            None if pair is None or i < first else (taken(pair[0]), taken(pair[1]))
+            for i, pair in enumerate(self.layers)
+        ]
+        return KeysValues(kept, mask[:, padding:])
+
+
+class GrowingCache(DynamicCache):
+    """Continues ``KeysValues``; ends the forward pass once the last block's keys and values are known."""
+
+    def __init__(self, depth: int, start: KeysValues | None) -> None:
+        super().__init__()
+        self.depth = depth
+        for i, pair in enumerate(start.layers if start else []):
+            if pair is not None:
+                super().update(*pair, i)
+
+    @override
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of one block so far, (rows, heads, length, head size) each."""
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.depth - 1:
+            raise StopForward
+        return keys, values
 
 
 class FrozenCache(DynamicCache):
     """A prefix's keys and values, to be attended to but never grown: ``update`` concatenates and stores nothing."""
 
-    def __init__(self, prefix: DynamicCache) -> None:
+    def __init__(self, prefix: KeysValues) -> None:
         super().__init__()
-        self.layers = prefix.layers
-        self.layer_class_to_replicate = None
+        self.prefix = prefix
 
+    @override
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Prefix and new keys and values of one block, (rows, heads, prefix + tail, head size) each."""
-        layer: Any = self.layers[layer_idx]
-        return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
+        pair = self.prefix.layers[layer_idx]
+        assert pair is not None
+        return torch.cat([pair[0], key_states], -2), torch.cat([pair[1], value_states], -2)
+
+    @override
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the prefix, padding included."""
+        return self.prefix.mask.shape[1]
+
+    @override
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask must cover."""
+        return self.get_seq_length() + query_length, 0
+
+
+def shared_starts(prefixes: Sequence[Tokens]) -> list[int]:
+    """Per prefix, how many of its first tokens to run once for all that begin with them: what saves most tokens.
+
+    >>> shared_starts([(1, 2, 3), (1, 2, 4), (5, 6)])
+    [2, 2, 0]
+    """
+    begins = Counter(prefix[:n] for prefix in prefixes for n in range(1, len(prefix) + 1))
+
+    def saved(prefix: Tokens, n: int) -> int:
+        return n * (begins[prefix[:n]] - 1)
+
+    return [max(range(len(p) + 1), key=lambda n: (saved(p, n) if n else 0, -n)) for p in prefixes]
+
+
+def run_prefixes(family: Family, prefixes: Sequence[Tokens]) -> tuple[KeysValues, dict[Tokens, int]]:
+    """Keys and values of all blocks on distinct ``prefixes`` (none empty), and the row of each; starts run once."""
+    starts = shared_starts(prefixes)
+    distinct = list(dict.fromkeys(p[:n] for p, n in zip(prefixes, starts, strict=True) if n))
+    place = {start: i for i, start in enumerate(distinct)}
+    shared = _grow(family, *pad(distinct, family.device, left=True), None) if distinct else None
+
+    # what remains is run with what has exactly as many tokens left: padding between a start and its continuation
+    # would shift the distances that sliding windows and ALiBi go by
+    parts: dict[tuple[bool, int], list[tuple[Tokens, int]]] = {}
+    for prefix, n in zip(prefixes, starts, strict=True):
+        parts.setdefault((n > 0, len(prefix) - n if n else 0), []).append((prefix, n))
+    found: list[KeysValues] = []
+    for (continues, left), members in parts.items():
+        if not continues or shared is None:
+            found.append(_grow(family, *pad([p for p, _ in members], family.device, left=True), None))
+            continue
+        start = shared.select(torch.tensor([place[p[:n]] for p, n in members], device=family.device))
+        if left:
+            rest = torch.tensor([p[n:] for p, n in members], device=family.device)
+            start = _grow(family, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
+        found.append(start)
+    rows = [prefix for members in parts.values() for prefix, _ in members]
+    return _joined(found), {prefix: i for i, prefix in enumerate(rows)}
+
+
+def _grow(family: Family, ids: Tensor, mask: Tensor, start: KeysValues | None) -> KeysValues:
+    cache = GrowingCache(family.depth, start)
+    with torch.no_grad(), watching():
+        family.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+    layers: list[Any] = cache.layers
+    return KeysValues([(layer.keys, layer.values) for layer in layers], mask)
+
+
+def _joined(parts: list[KeysValues]) -> KeysValues:
+    """One under the other, padded on the left to the longest."""
+    width = max(part.mask.shape[1] for part in parts)
+    missing = [width - part.mask.shape[1] for part in parts]
+    layers: list[tuple[Tensor, Tensor] | None] = []
+    for pairs in zip(*(part.layers for part in parts), strict=True):
+        keys, values = zip(*pairs, strict=True)
+        layers.append(
+            (
+                torch.cat([pad_tensor(k, (0, 0, n, 0)) for k, n in zip(keys, missing, strict=True)]),
+                torch.cat([pad_tensor(v, (0, 0, n, 0)) for v, n in zip(values, missing, strict=True)]),
+            )
+        )
+    return KeysValues(
+        layers, torch.cat([pad_tensor(part.mask, (n, 0)) for part, n in zip(parts, missing, strict=True)])
+    )
 
 
 class Replay:
@@ -42,78 +182,76 @@ class Replay:
         family: the model.
         rows: token ids per row.
         lookup: per row, the index of its lookup token; what precedes it is the prefix, the rest the tail.
-        layer: L, the block at whose output the change is made.
+        layer: L, the block where the change is made.
         key_layer: a block ≤ L whose projection's input at the lookup token is kept as ``keys``.
+        at_projection: the change is added to the output of block L's projection, and block L is replayed too;
+            else to the output of the block.
 
     Attributes:
-        start: (rows, hidden) output of block L at the lookup token.
-        keys: (rows, d_in) of ``key_layer``, or None.
+        start: (rows, hidden) float32, what stands at the lookup token where the change is to be added.
+        keys: (rows, d_in) float32 of ``key_layer``.
     """
 
     def __init__(
-        self, family: Family, rows: Sequence[Sequence[int]], lookup: Sequence[int], layer: int, key_layer: int
+        self,
+        family: Family,
+        rows: Sequence[Sequence[int]],
+        lookup: Sequence[int],
+        layer: int,
+        key_layer: int,
+        at_projection: bool = False,
     ) -> None:
-        self.family, self.layer = family, layer
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._hidden: Tensor
-        prefixes = [row[:at] for row, at in zip(rows, lookup, strict=True)]
-        tail, tail_mask = pad([row[at:] for row, at in zip(rows, lookup, strict=True)], family.device)
-        mask, cache = tail_mask, None
-        if any(prefixes):
-            cache, prefix_mask = self._prefix(prefixes)
-            mask = torch.cat([prefix_mask, tail_mask], 1)
-        self.keys = self._capture(tail, mask, cache, key_layer)
-        self.start = self._hidden[:, 0].float()
+        self.family = family
+        prefixes = [tuple(row[:at]) for row, at in zip(rows, lookup, strict=True)]
+        distinct = list(dict.fromkeys(p for p in prefixes if p))
+        cached, place = run_prefixes(family, distinct) if distinct else (None, {})
+        buckets: dict[tuple[bool, int], list[int]] = {}
+        for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
+            buckets.setdefault((bool(prefix), len(row) - len(prefix)), []).append(i)
 
-    def _prefix(self, prefixes: list[Sequence[int]]) -> tuple[FrozenCache, Tensor]:
-        """Keys and values of the tokens before the lookup token; equal prefixes are run once."""
-        distinct = list(dict.fromkeys(map(tuple, prefixes)))
-        ids, mask = pad(distinct, self.family.device, left=True)
-        cache = DynamicCache()
-        with torch.no_grad():
-            self.family.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-        place = {prefix: i for i, prefix in enumerate(distinct)}
-        index = torch.tensor([place[tuple(p)] for p in prefixes], device=ids.device)
-        cache.batch_select_indices(index)
-        return FrozenCache(cache), mask[index]
+        self._buckets: list[_Bucket] = []
+        starts, keys = [], []
+        for (has_prefix, _), members in buckets.items():
+            tail = torch.tensor([list(rows[i][lookup[i] :]) for i in members], device=family.device)
+            prefix_of = None
+            if has_prefix and cached is not None:
+                index = torch.tensor([place[prefixes[i]] for i in members], device=family.device)
+                prefix_of = cached.select(index)
+            bucket = _Bucket(family, tail, prefix_of, layer, at_projection)
+            start, key = bucket.run(key_layer)
+            self._buckets.append(bucket)
+            starts.append(start)
+            keys.append(key)
+        order = torch.tensor([i for members in buckets.values() for i in members], device=family.device)
+        self._place(order)
+        back = order.argsort()
+        self.start, self.keys = torch.cat(starts)[back].float(), torch.cat(keys)[back].float()
 
-    def _capture(self, tail: Tensor, mask: Tensor, cache: FrozenCache | None, key_layer: int) -> Tensor:
-        """Run the tail once, keep block L's output and the arguments that the model hands each block above it."""
-        keys: list[Tensor] = []
+    def _place(self, order: Tensor) -> None:
+        """Remember which row each bucket's rows are, and where each row's tail begins when all are concatenated."""
+        self._rows = order.split([len(b.tail) for b in self._buckets])
+        lengths = torch.cat([torch.full((len(b.tail),), b.tail.shape[1]) for b in self._buckets]).to(order.device)
+        self._base = (lengths.cumsum(0) - lengths)[order.argsort()]
 
-        def keep_key(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            keys.append(inputs[0].reshape(*tail.shape, -1)[:, 0].detach().float())
+    def select(self, rows: Tensor) -> Replay:
+        """The replay of some of the rows, in that order: exact, and no block is run for it."""
+        chosen = Replay.__new__(Replay)
+        chosen.family = self.family
+        chosen.start, chosen.keys = self.start[rows], self.keys[rows]
+        chosen._buckets = []
+        order = []
+        for bucket, members in zip(self._buckets, self._rows, strict=True):
+            position = torch.full((len(self._base),), -1, device=rows.device)
+            position[members] = torch.arange(len(members), device=rows.device)
+            wanted = (position[rows] >= 0).nonzero().flatten()
+            if len(wanted):
+                chosen._buckets.append(bucket.select(position[rows[wanted]]))
+                order.append(wanted)
+        chosen._place(torch.cat(order))
+        return chosen
 
-        def keep_state(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._hidden = hidden_of(output).detach()
-
-        def keep_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kwargs = dict(kwargs)
-            args = args[1:] if args else (kwargs.pop("hidden_states"), ())[1]
-            self._calls.append((args, kwargs))
-
-        blocks: list[Callable[..., Any]] = list(self.family.blocks)
-        hooks = [
-            self.family.projection(key_layer).register_forward_pre_hook(keep_key),
-            self.family.blocks[self.layer].register_forward_hook(keep_state),
-            *(
-                block.register_forward_pre_hook(keep_call, with_kwargs=True)
-                for block in self.family.blocks[self.layer + 1 :]
-            ),
-        ]
-        self._above = blocks[self.layer + 1 :]
-        with torch.no_grad(), watching(*hooks):
-            self.family.model(
-                input_ids=tail, attention_mask=mask, position_ids=positions(mask)[:, -tail.shape[1] :],
-                past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
-            )  # fmt: skip
-        return keys[0]
-
-    def logits(self, offset: Tensor, row: Tensor, position: Tensor) -> Tensor:
-        """Logits where they are asked for, with ``offset`` added to block L's output at the lookup token.
+    def hidden(self, offset: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """The last block's output where it is asked for, with ``offset`` added at the lookup tokens.
 
         Args:
             offset: (rows, hidden) float32; gradients flow into it.
@@ -121,13 +259,132 @@ class Replay:
             position: (T,) long, its index in the row's tail (0 is the lookup token).
 
         Returns:
-            (T, vocabulary) float32.
+            (T, hidden) in the model's dtype; ``Family.head`` makes logits of it.
         """
-        hidden = self._hidden.clone()
-        hidden[:, 0] += offset.to(hidden.dtype)
-        for block, (args, kwargs) in zip(self._above, self._calls, strict=True):
-            hidden = hidden_of(block(hidden, *args, **kwargs))
-        return self.family.head(hidden[row, position])
+        states = [
+            bucket.replay(offset[rows]).flatten(0, 1) for bucket, rows in zip(self._buckets, self._rows, strict=True)
+        ]
+        return torch.cat(states)[self._base[row] + position]
+
+
+class _Bucket:
+    """Rows whose tails have the same number of tokens.
+
+    Args:
+        family: the model.
+        tail: (rows, tail length) token ids.
+        prefix: their prefixes, or None where there are none.
+        layer: L.
+        at_projection: see ``Replay``.
+    """
+
+    def __init__(
+        self, family: Family, tail: Tensor, prefix: KeysValues | None, layer: int, at_projection: bool
+    ) -> None:
+        self.family, self.tail, self.prefix = family, tail, prefix
+        self.layer, self.at_projection = layer, at_projection
+        self.first = layer if at_projection else layer + 1  # the first block that is replayed
+        self.in_tuple = family.returns_tuple  # found by a forward pass of its own, so before there are hooks
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.states: Tensor  # (rows, tail length, hidden), input of the first replayed block
+
+    def run(self, key_layer: int) -> tuple[Tensor, Tensor]:
+        """Run the tail up to block L; returns what stands at the lookup token where the change goes, and the keys."""
+        projection = self.family.projection(self.layer)
+        kept: dict[str, Tensor] = {}
+
+        def at_lookup(flat: Tensor) -> Tensor:
+            return flat.reshape(*self.tail.shape, -1)[:, 0].detach()
+
+        def keep_key(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            kept["key"] = at_lookup(inputs[0])
+
+        def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
+            kept["start"] = at_lookup(hidden_of(output))
+
+        self._capture(
+            bypass=range(self.layer + 1, self.family.depth),
+            hooks=[
+                self.family.projection(key_layer).register_forward_pre_hook(keep_key),
+                (projection if self.at_projection else self.family.blocks[self.layer]).register_forward_hook(
+                    keep_output
+                ),
+            ],
+        )
+        if self.prefix is not None:
+            self.prefix.layers[: self.first] = [None] * self.first  # what no step looks at any more
+        return kept["start"], kept["key"]
+
+    def select(self, rows: Tensor) -> _Bucket:
+        """Some rows. What the model hands each block does not depend on hidden states: only that is asked for anew."""
+        prefix = self.prefix.select(rows, self.first) if self.prefix else None
+        chosen = _Bucket(self.family, self.tail[rows], prefix, self.layer, self.at_projection)
+        chosen._capture(bypass=range(self.family.depth), hooks=[])
+        chosen.states = self.states[rows]
+        return chosen
+
+    def _capture(self, bypass: range, hooks: list[Any]) -> None:
+        """Run the model on the tail without the blocks of ``bypass``; keep what the replayed ones are called with."""
+
+        def keep_call(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                kwargs = dict(kwargs)
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                if index == self.first:
+                    self.states = hidden.detach()
+                self.calls.append((args[1:], kwargs))
+                if index == self.family.depth - 1 and index in bypass:
+                    raise StopForward
+
+            return hook
+
+        def passed(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, None) if self.in_tuple else hidden
+
+        blocks = list(self.family.blocks)
+        mask, cache = torch.ones_like(self.tail), None
+        if self.prefix is not None:
+            mask, cache = torch.cat([self.prefix.mask, mask], 1), FrozenCache(self.prefix)
+        with torch.no_grad(), ExitStack() as stack:
+            for index in bypass:
+                stack.enter_context(forward_replaced(blocks[index], passed))
+            watched = [
+                blocks[index].register_forward_pre_hook(keep_call(index), with_kwargs=True)
+                for index in range(self.first, self.family.depth)
+            ]
+            stack.enter_context(watching(*hooks, *watched))
+            self.family.model(
+                input_ids=self.tail, attention_mask=mask, position_ids=positions(mask)[:, -self.tail.shape[1] :],
+                past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
+            )  # fmt: skip
+
+    def replay(self, offset: Tensor) -> Tensor:
+        """Output of the last block, (rows, tail length, hidden), with ``offset`` (rows, hidden) added at the lookup."""
+        hidden = self.states
+        hooks = []
+        if self.at_projection:
+            hooks.append(
+                self.family.projection(self.layer).register_forward_hook(lambda m, i, out: self._moved(out, offset))
+            )
+        else:
+            hidden = self._moved(hidden, offset)
+        with watching(*hooks), _attention_kernel(hidden):
+            for block, (args, kwargs) in zip(self.family.blocks[self.first :], self.calls, strict=True):
+                hidden = hidden_of(block(hidden, *args, **kwargs))
+        return hidden
+
+    def _moved(self, output: Tensor, offset: Tensor) -> Tensor:
+        states = output.reshape(*self.tail.shape, -1).clone()
+        states[:, 0] += offset.to(states.dtype)
+        return states.reshape(output.shape)
+
+
+def _attention_kernel(hidden: Tensor) -> AbstractContextManager[None]:
+    """On short tails in half precision, PyTorch's CPU flash kernel is slower backwards than plain matrix products."""
+    if hidden.device.type == "cpu" and hidden.dtype != torch.float32:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from editkit.functional.values import row_nll
+from editkit.functional.values import group_mean, token_nll
 from editkit.models.family import Family, StopForward, hidden_of, watching
 from editkit.models.replay import positions
 from editkit.models.spans import encode, length_batches, pad
@@ -46,8 +46,9 @@ def target_nll(
         row = [r for r, i in enumerate(batch) for _ in spans[i].ids[spans[i].target :]]
         place = [p for i in batch for p in range(spans[i].target - 1, len(spans[i].ids) - 1)]
         wanted = torch.tensor([t for i in batch for t in spans[i].ids[spans[i].target :]], device=ids.device)
-        log_probs = family.head(hidden[row, place]).log_softmax(-1)
-        nll = row_nll(log_probs, wanted, torch.tensor(row, device=ids.device), len(batch))
+        nll = group_mean(
+            token_nll(family.head(hidden[row, place]), wanted), torch.tensor(row, device=ids.device), len(batch)
+        )
         found[batch] = nll.float().cpu()
     where = {pair: i for i, pair in enumerate(distinct)}
     return found[[where[pair] for pair in pairs]]

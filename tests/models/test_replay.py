@@ -73,7 +73,7 @@ def test_replay_equals_full_forward(name: str) -> None:
     offset = torch.randn(4, 32, requires_grad=True)
     row = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
     place = torch.tensor([0, 1, 0, 1, 2, 2, 0, 1])
-    logits = replay.logits(offset, row, place)
+    logits = family.head(replay.hidden(offset, row, place))
 
     expected = []
     for r, p in zip(row.tolist(), place.tolist(), strict=True):
