@@ -13,6 +13,7 @@ import lightning as L
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editkit.callbacks.progress import EditProgress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.facts import Fact, as_facts
@@ -117,7 +118,7 @@ def edit(
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress,
-            callbacks=[update, report],
+            callbacks=[update, report, *([EditProgress()] if progress else [])],
         )
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if in_main_thread else None

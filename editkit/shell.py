@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from typing_extensions import override
 
+from editkit.callbacks.progress import EditProgress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.module import FactsDataModule
@@ -56,6 +59,14 @@ class EditkitCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         kept = LightningCLI.subcommands()
         return {name: kept[name] for name in ("fit", "validate")}
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        bar = trainer.progress_bar_callback
+        if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
+            trainer.callbacks[trainer.callbacks.index(bar)] = EditProgress()  # type: ignore[attr-defined]
+        return trainer
 
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""

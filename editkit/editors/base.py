@@ -30,10 +30,10 @@ from editkit.editors.search import (
     GroupRows,
     MicroBatch,
     ValueSearch,
-    free_bytes,
     group_rows,
     micro_batches,
     search_bytes,
+    search_limit,
 )
 from editkit.editors.spread import Spread
 from editkit.errors import InputError
@@ -264,7 +264,7 @@ class Editor(L.LightningModule):
         groups = [rows[i] for i in indices]
         if self.values.max_tokens == "auto":
             costs = [search_bytes(self.family, self.edited_layers[-1], group) for group in groups]
-            limit = self._byte_limit or free_bytes(self.family.device) // 2
+            limit = self._byte_limit or search_limit(self.family.device)
         else:
             costs, limit = [group.tokens for group in groups], self.values.max_tokens
         return [[indices[i] for i in part] for part in micro_batches(groups, costs, limit)]

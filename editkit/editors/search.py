@@ -139,8 +139,7 @@ class MicroBatch:
         wanted = [(r, t - 1 - s.lookup, s.ids[t]) for r, s in enumerate(spans) for t in range(s.target, len(s.ids))]
         self._row, self._place, self._target = torch.tensor(wanted, device=device).T
         self._reference: Tensor | None = None
-        vocabulary = family.model.get_output_embeddings().weight.shape[0]
-        self._chunk = max(1, LOGITS_BYTES[device.type == "cuda"] // (4 * vocabulary))
+        self._chunk = max(1, LOGITS_BYTES[device.type == "cuda"] // (4 * family.vocabulary))
         first = torch.tensor([int((self.group_of == g).nonzero()[0]) for g in range(len(groups))], device=device)
         self.start = self._replay.start[first * self.templates]
         self.keys = self._replay.keys[: len(spans)].unflatten(0, (-1, self.templates))[first]
@@ -209,15 +208,27 @@ def search_bytes(family: Family, layer: int, group: GroupRows) -> int:
     """Memory, at most, that searching one group takes beside the weights: the bound of docs/performance.md.
 
     Per tail token, what backward keeps of each replayed block (twice the inputs and outputs of its linear maps); per
-    prefix token, keys and values; per scored position, five tables of vocabulary width in float32.
+    prefix token, keys and values of every block, once as computed and once by row; per fact, the essence prompt's
+    reference distribution. (Logits are made in chunks of ``LOGITS_BYTES``.)
     """
     size = next(family.model.parameters()).element_size()
     linear = [m for m in family.blocks[layer].modules() if isinstance(m, nn.Linear | Conv1D)]
-    per_block = 2 * size * sum(sum(orient(m, m.weight).shape) for m in linear)
-    replayed = family.depth - layer
-    vocabulary = family.model.get_output_embeddings().weight.shape[0]
-    prefix = (group.tokens - group.tail) * 2 * family.hidden_size * family.depth * size * 2
-    return group.tail * replayed * per_block + prefix + group.scored * vocabulary * 4 * 5
+    per_tail_token = 2 * size * (family.depth - layer) * sum(sum(orient(m, m.weight).shape) for m in linear)
+    per_prefix_token = 4 * size * family.depth * family.hidden_size
+    return (
+        group.tail * per_tail_token
+        + (group.tokens - group.tail) * per_prefix_token
+        + len(group.facts) * 4 * family.vocabulary
+    )
+
+
+def search_limit(device: torch.device) -> int:
+    """Bytes that one micro-batch may take when ``max_tokens`` is "auto": half of what is free.
+
+    On a CPU no more than 2 GiB: its matrix products are at their best long before.
+    """
+    free = free_bytes(device) // 2
+    return free if device.type == "cuda" else min(free, 2**31)
 
 
 def free_bytes(device: torch.device) -> int:

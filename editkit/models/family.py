@@ -63,6 +63,13 @@ class Family:
         return len(self.blocks)
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the head: how wide logits are."""
+        weight = self.model.get_output_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    @property
     def device(self) -> torch.device:
         """Where the inputs go."""
         device: torch.device = self.model.get_input_embeddings().weight.device  # type: ignore[assignment]
@@ -102,7 +109,9 @@ class Family:
             outputs.append(hidden_of(output)[0, -1].detach().float())
             raise StopForward
 
-        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        ids = torch.full(
+            (1, 1), self.vocabulary // 2, device=self.device
+        )  # not the padding token, whose states may be 0
         for _ in range(2):
             hooks = [
                 self.projection(layer).register_forward_hook(change),

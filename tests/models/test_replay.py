@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from editkit.models.family import Family, hidden_of, orient, with_hidden
-from editkit.models.replay import Replay
+from editkit.models.replay import Replay, run_prefixes
 
-SMALL = {
-    "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
-WINDOWED = {**GROUPED, "sliding_window": 4}
-GPT = {
-    "vocab_size": 90,
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+Build = Callable[..., PreTrainedModel]
+#: families whose block does not simply add the projection's output to the residual stream
+NOT_ADDED = {
+    "gemma2": {},
+    "gemma3_text": {},
+    "olmo2": {},
+    "granite": {"residual_multiplier": 0.3},
+    "opt": {"do_layer_norm_before": False},
 }
-FAMILIES = {
-    "gpt2": GPT,
-    "gptj": {**GPT, "rotary_dim": 4},
-    "gpt_neox": SMALL,
-    "gpt_neo": {
-        "vocab_size": 90, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 64,
-        "attention_types": [[["global", "local", "global"], 1]], "window_size": 4, "bos_token_id": 1, "eos_token_id": 2,
-    },
-    "llama": GROUPED,
-    "mistral": WINDOWED,
-    "qwen2": GROUPED,
-    "qwen3": GROUPED,
-    "gemma2": {**WINDOWED, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0},
-    "gemma3_text": WINDOWED,
-    "phi": SMALL,
-    "phi3": GROUPED,
-    "opt": {
-        "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 48,
-        "max_position_embeddings": 64, "word_embed_proj_dim": 32,
-    },
-    "falcon": {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
-    "stablelm": GROUPED,
-    "olmo2": GROUPED,
-    "cohere": {**GROUPED, "logit_scale": 0.25},
-    "bloom": {"vocab_size": 90, "hidden_size": 32, "n_layer": 3, "n_head": 4},
-    "mpt": {"vocab_size": 90, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
-}  # fmt: skip
 
 
-def build(name: str) -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(name, **FAMILIES[name])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_replay_equals_full_forward(name: str) -> None:
-    model = build(name)
+def test_replay_equals_full_forward(build_model: Build, family_name: str) -> None:
+    model = build_model(family_name)
     family = Family(model)
     layer = 1
     projection = family.projection(layer)
@@ -93,3 +54,66 @@ def test_replay_equals_full_forward(name: str) -> None:
     (ours,) = torch.autograd.grad((logits @ loss).sum(), offset, retain_graph=True)
     (theirs,) = torch.autograd.grad((full @ loss).sum(), offset)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_some_rows_of_a_replay_equal_a_replay_of_them(build_model: Build, family_name: str) -> None:
+    family = Family(build_model(family_name))
+    rows = [[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16, 17, 18, 19, 20], [5, 6, 7, 21, 22], [5, 6, 7, 23]]
+    lookup = [6, 0, 2, 3, 2]
+    chosen = [4, 1, 0]
+    some = Replay(family, rows, lookup, 1, 0).select(torch.tensor(chosen))
+    fresh = Replay(family, [rows[i] for i in chosen], [lookup[i] for i in chosen], 1, 0)
+    torch.testing.assert_close(some.start, fresh.start, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some.keys, fresh.keys, rtol=1e-5, atol=1e-6)
+    row, place = torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1])
+    offset = torch.randn(3, 32)
+    torch.testing.assert_close(some.hidden(offset, row, place), fresh.hidden(offset, row, place), rtol=1e-5, atol=1e-5)
+
+
+def test_where_a_change_of_the_projection_is_one_of_the_block(build_model: Build, family_name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert Family(build_model(family_name).to(dtype)).adds_projection(1) == (
+            family_name not in {"gemma2", "gemma3_text", "olmo2"}
+        )
+
+
+@pytest.mark.parametrize("name", NOT_ADDED)
+def test_replay_from_the_projection_equals_full_forward(build_model: Build, name: str) -> None:
+    model = build_model(name, **NOT_ADDED[name])
+    family = Family(model)
+    assert not family.adds_projection(1)
+    rows, lookup = [[5, 6, 7, 8, 9], [10, 11, 12], [5, 6, 13]], [2, 0, 2]
+    replay = Replay(family, rows, lookup, 1, 1, at_projection=True)
+    offset = torch.randn(3, 32, requires_grad=True)
+    row, place = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 0])
+    logits = family.head(replay.hidden(offset, row, place))
+    for i, (r, p) in enumerate(zip(row.tolist(), place.tolist(), strict=True)):
+
+        def add(module: object, inputs: object, output: torch.Tensor, r: int = r) -> torch.Tensor:
+            flat = output.reshape(len(rows[r]), -1).clone()
+            if r == 0:
+                torch.testing.assert_close(flat[lookup[r]], replay.start[r], rtol=1e-4, atol=1e-5)
+            flat[lookup[r]] += offset[r]
+            return flat.reshape(output.shape)
+
+        hook = family.projection(1).register_forward_hook(add)
+        full = model(input_ids=torch.tensor([rows[r]])).logits[0, lookup[r] + p]
+        hook.remove()
+        torch.testing.assert_close(logits[i], full, rtol=1e-5, atol=1e-5)
+
+
+def test_text_that_rows_begin_with_is_run_once(build_model: Build) -> None:
+    family = Family(build_model("gpt2"))
+    seen: list[int] = []
+    embedding = family.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
+    template, others = (5, 6, 7, 8), [(20, 21), (22, 23), (24, 25)]
+    states, place = run_prefixes(family, [template + other for other in others])
+    hook.remove()
+    assert sum(seen) == len(template) + 6
+    for other in others:
+        (alone, _) = run_prefixes(family, [template + other])
+        for ours, theirs in zip(states.layers, alone.layers, strict=True):
+            assert ours is not None
+            assert theirs is not None
+            torch.testing.assert_close(ours[0][place[template + other]], theirs[0][0], rtol=1e-5, atol=1e-6)
