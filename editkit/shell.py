@@ -21,10 +21,12 @@ from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
+from editkit.strategy import with_strategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
     "devices": 1,
+    "use_distributed_sampler": False,  # the data modules give each process its share
     "logger": False,  # the run folder's CSV logger is added once the folder exists
     "max_epochs": -1,  # one epoch per batch of edits: WeightUpdate sets it
     "num_sanity_val_steps": 0,
@@ -59,6 +61,11 @@ class EditkitCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         kept = LightningCLI.subcommands()
         return {name: kept[name] for name in ("fit", "validate")}
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
+        return trainer
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -100,15 +107,12 @@ class EditkitCLI(LightningCLI):
         return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
 
     def _prepare(self) -> None:
-        if self.trainer.world_size > 1:
-            raise InputError(
-                f"trainer.devices: expected 1 device, but got {self.trainer.world_size}; editing on several devices is "
-                "not there yet: set --trainer.devices=1"
-            )
         self.datamodule.setup()
         self.model.configure_model()
 
     def _open(self) -> None:
+        if self.trainer.global_rank:  # rank 0 alone writes
+            return
         asked = self.config[self.subcommand].get("run_dir")
         folder = Path(asked).expanduser() if asked else _free_folder(type(self.model).__name__.lower())
         self._callback(Report).open(folder)
@@ -117,6 +121,8 @@ class EditkitCLI(LightningCLI):
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version="")]
 
     def _finish(self, update: WeightUpdate | None) -> None:
+        if self.trainer.global_rank:
+            return
         report: Report = self._callback(Report)
         report.write(update)
         facts, size = len(self.datamodule.selected), self.datamodule.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -41,7 +42,7 @@ class EditProgress(RichProgressBar):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._before = 0
+        self._before, self._present, self._processes = 0, sys.maxsize, trainer.world_size
         if isinstance(pl_module, Editor) and self.is_enabled:
             pl_module.progress = self.show
 
@@ -49,18 +50,26 @@ class EditProgress(RichProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_disabled or self.progress is None:
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, FactsDataModule):
+            present = data.batch_indices(trainer.current_epoch)
+            self._before, self._present = present.start, len(present)
         description = f"{FACTS} {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if self.train_progress_bar_id is None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
             total = len(data.selected) if isinstance(data, FactsDataModule) else float("inf")
             self.train_progress_bar_id = self._add_task(total, description)
         else:
-            self.progress.update(self.train_progress_bar_id, description=f"[{self.theme.description}]{description}")
+            self.progress.update(self.train_progress_bar_id, description=description)
 
     def show(self, done: int, loss: float, probability: float) -> None:
-        """Move on to ``done`` facts of the present batch; the mean loss (nats) and probability are of those at work."""
+        """Move on to ``done`` facts of the present batch; the mean loss (nats) and probability are of those at work.
+
+        Of several processes this one's share stands for all.
+        """
         if self.progress is not None and self.train_progress_bar_id is not None:
-            self.progress.update(self.train_progress_bar_id, completed=self._before + done)
+            self.progress.update(
+                self.train_progress_bar_id, completed=self._before + min(done * self._processes, self._present)
+            )
             assert self._metric_component is not None
             self._metric_component.update({"loss": loss, "p(new)": probability})
             self.refresh()
@@ -70,9 +79,8 @@ class EditProgress(RichProgressBar):
         """Nothing: ``show`` was told."""
 
     @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, Editor):
-            self._before += pl_module.found.facts
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Nothing: ``show`` was told."""
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

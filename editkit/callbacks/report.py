@@ -12,8 +12,8 @@ from rich.table import Table
 from typing_extensions import override
 
 from editkit.callbacks.weight_update import WeightUpdate
-from editkit.data.module import EvaluationRow, FactsDataModule
-from editkit.editors.base import Editor
+from editkit.data.module import FactsDataModule
+from editkit.editors.base import Editor, Scored
 from editkit.errors import InputError
 from editkit.metrics.bundle import EditingScores
 from editkit.metrics.editing import KINDS
@@ -54,37 +54,13 @@ class Report(L.Callback):
         self.folder = folder
 
     @override
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: list[EvaluationRow],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not batch:
-            return
-        edited = trainer.state.fn == "fit"
-        (self.after if edited else self.before).update(batch, outputs["nll_new"], outputs["nll_true"])
-        about = {"phase": "after" if edited else "before", "batch": trainer.current_epoch if edited else None}
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        for row, new, true in zip(batch, outputs["nll_new"].tolist(), outputs["nll_true"].tolist(), strict=True):
-            self.rows.append(
-                {
-                    "fact": data.selected[row.fact].fact_id, "kind": KINDS[row.kind], "prompt": row.prompt,
-                    "target_new": row.target_new, "target_true": row.target_true, **about,
-                    "nll_new": new, "nll_true": true,
-                }
-            )  # fmt: skip
-
-    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, FactsDataModule):
             return
         edited = trainer.state.fn == "fit"
+        self._collect(pl_module.seen, data, trainer.current_epoch if edited else None)
         present = data.batch_indices(trainer.current_epoch) if edited else range(len(data.selected))
         shown = [i for i in range(min(self.samples, len(data.selected))) if i in present]
         prompts = [data.selected[i].text() for i in shown]
@@ -95,6 +71,20 @@ class Report(L.Callback):
         if edited and self.folder is not None:
             update = next(c for c in trainer.callbacks if isinstance(c, WeightUpdate))  # type: ignore[attr-defined]
             update.edits.save_batch(self.folder / "edits", len(update.edits.batches) - 1)
+
+    def _collect(self, seen: list[Scored], data: FactsDataModule, epoch: int | None) -> None:
+        scores = self.before if epoch is None else self.after
+        about = {"phase": "before" if epoch is None else "after", "batch": epoch}
+        for rows, nll_new, nll_true in seen:
+            scores.update(rows, nll_new, nll_true)
+            for row, new, true in zip(rows, nll_new.tolist(), nll_true.tolist(), strict=True):
+                self.rows.append(
+                    {
+                        "fact": data.selected[row.fact].fact_id, "kind": KINDS[row.kind], "prompt": row.prompt,
+                        "target_new": row.target_new, "target_true": row.target_true, **about,
+                        "nll_new": new, "nll_true": true,
+                    }
+                )  # fmt: skip
 
     def metrics(self) -> dict[str, Any]:
         """``{"before": {…}, "after": {…}}`` with intervals, and the sample prompts; scores on the 0-100 scale."""

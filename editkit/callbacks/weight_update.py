@@ -15,6 +15,7 @@ from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
 from editkit.functional import FactoredMoment, LowRankDelta, factor_second_moment
 from editkit.models.fingerprint import fingerprint
+from editkit.strategy import from_rank_zero, gather, place, raise_together
 
 
 class WeightUpdate(L.Callback):
@@ -84,7 +85,30 @@ class WeightUpdate(L.Callback):
         # validation runs before on_train_epoch_end, so the weights must be written here
         if trainer.is_last_batch:
             assert isinstance(pl_module, Editor)
-            self.update(pl_module)
+            self._update_everywhere(pl_module)
+
+    def _update_everywhere(self, editor: Editor) -> None:
+        """``update`` on what all processes found: made by rank 0, and written by the others as it was made there."""
+        rank, world = place()
+        if world == 1:
+            self.update(editor)
+            return
+        raise_together(editor.found.error)
+        editor.found = Found.together(gather(editor.found.on_cpu()))
+        batch: EditBatch | None = None
+        error: Exception | None = None
+        try:
+            batch = self.update(editor) if rank == 0 else None
+        except Exception as caught:
+            error = caught
+        raise_together(error)
+        batch = from_rank_zero(batch)
+        assert batch is not None
+        if rank:
+            for layer, delta in batch.deltas.items():
+                apply_delta(editor.family, layer, delta)
+            self.edits.batches.append(batch)
+            self.after_update(editor, batch)
 
     @torch.no_grad()
     def update(self, editor: Editor) -> EditBatch:

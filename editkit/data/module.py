@@ -141,19 +141,25 @@ class FactsDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[list[list[Fact]]]:
-        """The present epoch's batch of edits in steps: lists of groups of facts with one key."""
+        """The present epoch's batch of edits in steps: lists of groups of facts with one key.
+
+        Of several processes each has its share of the groups, in as many steps, of which some may be empty.
+        """
         assert self.trainer is not None
-        batch = self.trainer.current_epoch
+        batch, world = self.trainer.current_epoch, self.trainer.world_size
         groups = group_by_key([self.selected[i] for i in self.batch_indices(batch)])
-        steps = [groups[i : i + self.facts_per_step] for i in range(0, len(groups), self.facts_per_step)]
+        share = groups[self.trainer.global_rank :: world]
+        longest = math.ceil(len(groups) / world)
+        steps = [share[i : i + self.facts_per_step] for i in range(0, longest, self.facts_per_step)]
         return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
 
     @override
     def val_dataloader(self) -> DataLoader[list[EvaluationRow]]:
-        """Rows of the present batch of edits during ``fit``, of all the run's facts in ``validate``."""
+        """This process's share of the rows: of the present batch in ``fit``, of all the run's facts in ``validate``."""
         assert self.trainer is not None
         fitting = self.trainer.state.fn == "fit"
         indices = self.batch_indices(self.trainer.current_epoch) if fitting else range(len(self.selected))
+        indices = indices[self.trainer.global_rank :: self.trainer.world_size]
         chunks = [indices[i : i + 32] for i in range(0, len(indices), 32)]
         batches = [evaluation_rows([self.selected[i] for i in chunk], chunk) for chunk in chunks]
         # never empty, so that the loop runs and its callbacks see the edited model

@@ -45,11 +45,14 @@ from editkit.models.load import load_language_model
 from editkit.models.score import target_nll
 from editkit.models.spans import encode_prompts, length_batches, pad
 from editkit.models.templates import generate_templates
+from editkit.strategy import gather
 
 RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; the atlas has it
 LOOKUP_TOKENS = 8192  # per padded batch where keys and states are read off, which keeps nothing
 COMPACT = 8  # facts that are done leave the rows once they are one in so many of them
 
+#: rows with the (rows,) NLLs of their new and true targets
+Scored = tuple[list[EvaluationRow], Tensor, Tensor]
 #: told after each gradient step: facts done, mean loss (nats), mean probability of the new target
 Progress = Callable[[int, float, float], None]
 
@@ -65,6 +68,7 @@ class Found:
         facts: how many facts are done, those of the step at work included.
         loss: sum of their last losses (nats).
         probability: sum of their new targets' last probabilities.
+        error: what ended the search on this process, kept until all processes can be told.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -73,6 +77,23 @@ class Found:
     facts: int = 0
     loss: float = 0.0
     probability: float = 0.0
+    error: Exception | None = None
+
+    def on_cpu(self) -> Found:
+        """What the other processes are told: groups, keys and values."""
+        return Found(self.groups, [k.cpu() for k in self.keys], [v.cpu() for v in self.values])
+
+    @classmethod
+    def together(cls, parts: Sequence[Found]) -> Found:
+        """What all processes found, of which the r-th had each n-th group from its r-th on, in the groups' order."""
+        found = cls()
+        total = sum(len(part.groups) for part in parts)
+        origin = [(i % len(parts), i // len(parts)) for i in range(total)]
+        found.groups = [parts[rank].groups[i] for rank, i in origin]
+        for name in ("keys", "values"):
+            columns = [torch.cat(getattr(part, name), 1) if part.groups else torch.zeros(0, 0) for part in parts]
+            setattr(found, name, [torch.stack([columns[rank][:, i] for rank, i in origin], 1)])
+        return found
 
 
 class Editor(L.LightningModule):
@@ -114,6 +135,7 @@ class Editor(L.LightningModule):
         self.offset = nn.Parameter(torch.zeros(1))  # δ; takes its shape from each micro-batch
         self.found = Found()
         self.scores = EditingScores()
+        self.seen: list[Scored] = []
         self.language_model: PreTrainedModel | None = None
         self.progress: Progress | None = None
         self._templates: list[list[str]] | None = None
@@ -221,8 +243,16 @@ class Editor(L.LightningModule):
     @override
     def training_step(self, batch: list[Group], batch_idx: int) -> None:
         """Find the value vectors of ``batch``, groups of facts that share a key."""
+        if not batch or self.found.error is not None:
+            return
         before, began = self.found.facts, time.perf_counter()
-        self.find_values(batch, self.optimizers())
+        try:
+            self.find_values(batch, self.optimizers())
+        except Exception as error:
+            if self.trainer.world_size == 1:
+                raise
+            self.found.error = error  # the others wait in the gather before the update, where it is raised on all
+            return
         count = self.found.facts
         logged = {
             "loss": self.found.loss / count,
@@ -373,19 +403,24 @@ class Editor(L.LightningModule):
     @override
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
+        self.seen = []
 
     @override
     def validation_step(self, batch: list[EvaluationRow], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score both targets of each row; the (rows,) NLLs also go to the callbacks, which keep them."""
+        """Score both targets of each row; ``seen`` has the NLLs of all rows once the epoch has ended."""
         if not batch:  # no fact has a target_true
             return {"nll_new": torch.zeros(0), "nll_true": torch.zeros(0)}
         new, true = [r.target_new for r in batch], [r.target_true for r in batch]
         nll = target_nll(self.family, self.tokenizer, [r.prompt for r in batch] * 2, new + true)
         nll_new, nll_true = nll.split(len(batch))
-        self.scores.update(batch, nll_new, nll_true)
+        self.seen.append((batch, nll_new, nll_true))
         return {"nll_new": nll_new, "nll_true": nll_true}
 
     @override
     def on_validation_epoch_end(self) -> None:
+        everywhere = [part for parts in gather(self.seen) for part in parts]
+        self.seen = sorted(everywhere, key=lambda part: part[0][0].fact)
+        for part in self.seen:
+            self.scores.update(*part)
         results = self.scores.results(intervals=False)
         self.log_dict({f"val/{name}": r["mean"] for name, r in results.items()}, prog_bar=False)

@@ -208,13 +208,13 @@ def search_bytes(family: Family, layer: int, group: GroupRows) -> int:
     """Memory, at most, that searching one group takes beside the weights: the bound of docs/performance.md.
 
     Per tail token, what backward keeps of each replayed block (twice the inputs and outputs of its linear maps); per
-    prefix token, keys and values of every block, once as computed and once by row; per fact, the essence prompt's
-    reference distribution. (Logits are made in chunks of ``LOGITS_BYTES``.)
+    prefix token, keys and values of every block, as computed, by row, joined with the tail's, and as attention copies
+    them; per fact, the essence prompt's reference distribution. (Logits are made in chunks of ``LOGITS_BYTES``.)
     """
     size = next(family.model.parameters()).element_size()
     linear = [m for m in family.blocks[layer].modules() if isinstance(m, nn.Linear | Conv1D)]
     per_tail_token = 2 * size * (family.depth - layer) * sum(sum(orient(m, m.weight).shape) for m in linear)
-    per_prefix_token = 4 * size * family.depth * family.hidden_size
+    per_prefix_token = 8 * size * family.depth * family.hidden_size
     return (
         group.tail * per_tail_token
         + (group.tokens - group.tail) * per_prefix_token

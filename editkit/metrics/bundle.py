@@ -21,7 +21,7 @@ from editkit.metrics.editing import (
 
 
 class EditingScores:
-    """ES EM PS PM NS NM S over the rows seen since ``reset``."""
+    """ES EM PS PM NS NM S over the rows seen since ``reset``, which are those of all processes: nothing is synced."""
 
     def __init__(self) -> None:
         self.by_kind: tuple[tuple[EditingMetric, EditingMetric], ...] = (
@@ -30,6 +30,8 @@ class EditingScores:
             (NeighborhoodScore(), NeighborhoodMagnitude()),
         )
         self.harmonic = HarmonicScore()
+        for metric in self.metrics().values():
+            metric.sync_on_compute = False  # a process may have no row of a kind that others have
 
     def metrics(self) -> dict[str, EditingMetric]:
         """The metrics by their short names, in the order of the papers' tables."""
