@@ -30,7 +30,6 @@ from editkit.editors.search import (
     GroupRows,
     MicroBatch,
     ValueSearch,
-    free_bytes,
     group_rows,
     micro_batches,
     search_bytes,
@@ -39,6 +38,7 @@ from editkit.editors.spread import Spread
 from editkit.errors import InputError
 from editkit.functional import FactoredMoment, LowRankDelta
 from editkit.functional.values import clamp_norm, group_mean, shrinkage
+from editkit.memory import free_bytes
 from editkit.metrics.bundle import EditingScores
 from editkit.models.family import Family, lookup_states
 from editkit.models.load import load_language_model

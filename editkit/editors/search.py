@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -218,18 +217,3 @@ def search_bytes(family: Family, layer: int, group: GroupRows) -> int:
     vocabulary = family.model.get_output_embeddings().weight.shape[0]
     prefix = (group.tokens - group.tail) * 2 * family.hidden_size * family.depth * size * 2
     return group.tail * replayed * per_block + prefix + group.scored * vocabulary * 4 * 5
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
