@@ -29,6 +29,7 @@ from editkit.quiet import quiet_lightning
 from editkit.strategy import from_rank_zero, place, raise_together
 
 TOKENS_PER_DIMENSION = 100
+TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
 
 @dataclass
@@ -57,7 +58,8 @@ class MomentSource(TextSource):
             ‖C_now − C_before‖ / ‖C_now‖ in Frobenius norms, looked at whenever the token count has doubled.
         ridge: added to C's diagonal before it is factored, as a share of the mean of its diagonal. Needed only with
             fewer tokens than dimensions.
-        max_tokens: tokens per padded batch; bounds memory, not results.
+        max_tokens: tokens per padded batch; bounds memory, not results. Default: 2,048 on a CPU, 8,192 elsewhere, the
+            fastest of those measured.
         save_minutes: partial sums are saved as often; a run that is killed goes on from there. 0: after each batch.
         layers_at_once: layers per pass over the text; default all.
         accumulate_on: where the sums live, 8·d_in² bytes a layer: on the model's device or in the CPU's memory.
@@ -69,7 +71,7 @@ class MomentSource(TextSource):
     num_documents: PositiveInt | None = None
     tolerance: PositiveFloat | None = None
     ridge: NonNegativeFloat = 0.0
-    max_tokens: PositiveInt = 8192
+    max_tokens: PositiveInt | None = None
     save_minutes: NonNegativeFloat = 5.0
     layers_at_once: PositiveInt | None = None
     accumulate_on: Literal["device", "cpu"] = "device"
@@ -167,7 +169,7 @@ def ensure(
         )
     device, at_once = family.device, source.layers_at_once or len(wanted)
     with quiet_lightning():
-        trainer = trainer or _own_trainer(device, progress)
+        trainer = trainer or _own_trainer(device, progress and rank == 0)
         for start in range(0, len(wanted), at_once):
             _estimate(trainer, family, tokenizer, wanted[start : start + at_once], source, text, folder, budget)
     nn.Module.to(family.model, device)  # Trainer's teardown leaves models on the CPU
@@ -185,12 +187,14 @@ def _estimate(
     budget: int | None,
 ) -> None:
     """One pass over the text, and its results written, layer by layer."""
-    key = digest(asdict(source) | {"path": None, "save_minutes": None}, folder.about, layers, budget)
-    partial = Partial(folder.folder / f".partial-{key}.safetensors")
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    max_tokens = source.max_tokens or (TOKENS_ON_CPU if on_cpu else TOKENS_ELSEWHERE)
+    same = asdict(source) | {"path": None, "save_minutes": None, "max_tokens": max_tokens}  # what a run must share
+    partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
     module = SecondMoments(family, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
     widths = {layer: input_width(family, layer) for layer in layers}
     first_check = max(widths.values()) if source.tolerance is not None else None
-    data = TextDataModule(tokenizer, text, source, budget, source.num_documents, source.max_tokens, first_check)
+    data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
     trainer.predict(module, datamodule=data, return_predictions=False)
     for layer in layers:
         error: Exception | None = None

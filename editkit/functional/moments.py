@@ -77,7 +77,8 @@ def relative_change(now: Tensor, before: Tensor) -> float:
 
 def spectrum(second_moment: Tensor) -> Tensor:
     """Eigenvalues of C, ascending, (d_in,) float64."""
-    return torch.linalg.eigvalsh(second_moment.to(torch.float64))
+    values: Tensor = torch.linalg.eigvalsh(second_moment.to(torch.float64))
+    return values
 
 
 def condition_number(values: Tensor) -> float:

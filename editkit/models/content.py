@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | Non
         return dict.fromkeys(layers, digest([file_hash(f) for f in others]) if others else None)
     parts: dict[str, str] = {}
     for file in files:
-        parts |= remembered([file], "tensors", lambda file=file: tensor_digests(file))
+        parts |= remembered([file], "tensors", partial(tensor_digests, file))
     stack = _stack(family)
     before = _outside([name for name, _ in family.model.named_parameters()], stack)
     loose = [name for name in parts if not re.search(_block(stack), name)]
