@@ -16,6 +16,7 @@ from editkit.errors import InputError
 from editkit.functional.moments import MomentSum, relative_change
 from editkit.memory import free_bytes
 from editkit.models.family import Family, StopForward, orient, watching
+from editkit.models.fused import fused_activations
 from editkit.moments import Partial
 from editkit.strategy import from_rank_zero, place, raise_together
 
@@ -76,7 +77,8 @@ class SecondMoments(L.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Make room for the sums and take up those of a run that was cut short, on rank 0."""
+        """Make room for the sums, and take up those of a run that was cut short; rank 0 says for which layers."""
+        self.layers = from_rank_zero(self.layers)
         error: Exception | None = None
         kept = None
         try:
@@ -103,13 +105,13 @@ class SecondMoments(L.LightningModule):
         self.resumed = self.tokens
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TextDataModule):
-            data.skip, data.stopped = self.batches, self.converged
+            data.skip, data.stopped = self.batches, self.converged or not self.layers
         self._saved = time.monotonic()
 
     @override
     def predict_step(self, batch: Round, batch_idx: int) -> None:
         """Add this process's batch of the round; padded positions are not counted."""
-        if self.converged:
+        if self.converged or not self.layers:  # a round may have been fetched ahead
             return
         error: Exception | None = None
         try:
@@ -146,7 +148,7 @@ class SecondMoments(L.LightningModule):
             return hook
 
         hooks = [self.family.projection(layer).register_forward_pre_hook(keep(layer)) for layer in self.layers]
-        with torch.no_grad(), watching(*hooks):
+        with torch.no_grad(), fused_activations(self.family.model), watching(*hooks):
             # no mask: what is padded stands to the right of all tokens, which attend to their left only
             self.family.model(input_ids=ids, use_cache=False)
 

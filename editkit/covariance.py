@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -149,12 +150,12 @@ def ensure(
         return folder
     text = open_text(source)
     folder = _folder(family, tokenizer, widths, source, text)
-    # ranks that are only started by Trainer.predict must all get there; what is missing they agree upon there
-    launches = trainer is not None and trainer.world_size > 1
     missing = from_rank_zero(folder.missing(layers))
-    if not missing and not launches:
+    several = trainer is not None and trainer.world_size > 1
+    # ranks meet in Trainer.predict and go by what rank 0 finds missing; it alone may find that they need not be started
+    starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
+    if not missing and (starts or not several):
         return folder
-    wanted = layers if launches else missing
     budget = _num_tokens(source, widths)
     if budget is not None and not source.ridge:
         _check_count(budget, widths)
@@ -162,16 +163,18 @@ def ensure(
     if progress and rank == 0 and missing:
         amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
         Console().print(
-            f"moments: estimating block{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))} from {amount} of "
+            f"moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} of "
             f"{source.text}, kept in {folder.folder}",
             highlight=False,
             soft_wrap=True,
         )
-    device, at_once = family.device, source.layers_at_once or len(wanted)
+    device, passes = family.device, layers if several else missing
+    at_once = source.layers_at_once or len(passes)
     with quiet_lightning():
         trainer = trainer or _own_trainer(device, progress and rank == 0)
-        for start in range(0, len(wanted), at_once):
-            _estimate(trainer, family, tokenizer, wanted[start : start + at_once], source, text, folder, budget)
+        for start in range(0, len(passes), at_once):
+            wanted = [layer for layer in passes[start : start + at_once] if layer in missing]
+            _estimate(trainer, family, tokenizer, wanted, source, text, folder, budget)
     nn.Module.to(family.model, device)  # Trainer's teardown leaves models on the CPU
     return folder
 
@@ -192,11 +195,11 @@ def _estimate(
     same = asdict(source) | {"path": None, "save_minutes": None, "max_tokens": max_tokens}  # what a run must share
     partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
     module = SecondMoments(family, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
-    widths = {layer: input_width(family, layer) for layer in layers}
+    widths = {layer: input_width(family, layer) for layer in folder.about}
     first_check = max(widths.values()) if source.tolerance is not None else None
     data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
     trainer.predict(module, datamodule=data, return_predictions=False)
-    for layer in layers:
+    for layer in module.layers:
         error: Exception | None = None
         try:
             if place()[0] == 0:
