@@ -1,9 +1,9 @@
 """Which weights second moments are of: those that the keys of a block depend on, told apart by content.
 
-Two hashes, each over the embeddings and the blocks up to one block. ``content`` is over every stored bit of the
-checkpoint that the model was loaded from, whatever dtype it was loaded in. ``sample`` is over a few hundred entries of
-each parameter as it is in memory: all there is for a model without a checkpoint, and the check that a model still is
-what its checkpoint says.
+Two hashes, each over the embeddings and the blocks up to one block's output projection. ``content`` is over every
+stored bit of the checkpoint that the model was loaded from, whatever dtype it was loaded in. ``sample`` is over a few
+hundred entries of each parameter as it is in memory: all there is for a model without a checkpoint, and the check that
+a model still is what its checkpoint says.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def sample_hashes(family: Family, layers: Sequence[int]) -> dict[int, str]:
         entries = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(torch.bfloat16).float().cpu().numpy().tobytes()
         parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
     kept = _outside(list(parts), stack)
-    return {layer: _combined(parts, stack, layer, kept) for layer in layers}
+    return {layer: _combined(parts, family, layer, kept) for layer in layers}
 
 
 def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | None]:
@@ -92,7 +92,7 @@ def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | Non
     before = _outside([name for name, _ in family.model.named_parameters()], stack)
     loose = [name for name in parts if not re.search(_block(stack), name)]
     kept = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
-    return {layer: _combined(parts, stack, layer, kept) for layer in layers}
+    return {layer: _combined(parts, family, layer, kept) for layer in layers}
 
 
 def tensor_digests(file: Path) -> dict[str, str]:
@@ -137,9 +137,16 @@ def _outside(names: Sequence[str], stack: str) -> set[str]:
     return set(names[:first]) or set(loose)
 
 
-def _combined(parts: dict[str, str], stack: str, layer: int, kept: set[str]) -> str:
+def _combined(parts: dict[str, str], family: Family, layer: int, kept: set[str]) -> str:
+    pattern = _block(_stack(family))
+    projection = family.projection(layer)
+    own = next(name for name, module in family.blocks[layer].named_modules() if module is projection)
+
     def belongs(name: str) -> bool:
-        found = re.search(_block(stack), name)
-        return int(found[1]) <= layer if found else name in kept
+        found = re.search(pattern, name)
+        if found is None:
+            return name in kept
+        # a block's keys stand before its own projection, so that edits of it leave them as they are
+        return int(found[1]) < layer or (int(found[1]) == layer and not name[found.end() :].startswith(own + "."))
 
     return digest(sorted((name, part) for name, part in parts.items() if belongs(name)))
