@@ -137,28 +137,18 @@ def ensure(
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
     """
-    layers = sorted(set(layers))
-    for layer in layers:
-        family.check_layer(layer)
-    if not layers:
-        raise InputError("layers: expected the blocks whose moments are wanted, but got none; give at least one")
-    widths = {layer: input_width(family, layer) for layer in layers}
-    if source.trust and source.path and all(MomentFolder(Path(source.path), {}).file(n).exists() for n in layers):
-        about = {layer: {"d_in": widths[layer]} for layer in layers}  # whose text may be gone
-        folder = MomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
-        folder.missing(layers)
-        return folder
-    text = open_text(source)
-    folder = _folder(family, tokenizer, widths, source, text)
-    missing = from_rank_zero(folder.missing(layers))
+    layers, error = sorted(set(layers)), None
+    try:
+        folder, text, budget, missing = _look(family, tokenizer, layers, source)
+    except Exception as caught:
+        error = caught
+    raise_together(error)
+    missing = from_rank_zero(missing)
     several = trainer is not None and trainer.world_size > 1
     # ranks meet in Trainer.predict and go by what rank 0 finds missing; it alone may find that they need not be started
     starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
-    if not missing and (starts or not several):
+    if text is None or (not missing and (starts or not several)):
         return folder
-    budget = _num_tokens(source, widths)
-    if budget is not None and not source.ridge:
-        _check_count(budget, widths)
     rank = place()[0] if trainer is None else trainer.global_rank
     if progress and rank == 0 and missing:
         amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
@@ -179,6 +169,29 @@ def ensure(
     return folder
 
 
+def _look(
+    family: Family, tokenizer: PreTrainedTokenizerBase, layers: list[int], source: MomentSource
+) -> tuple[MomentFolder, Text | None, int | None, list[int]]:
+    """The folder, the text (None where it is not needed), how many tokens to take, and the layers that are missing."""
+    if not layers:
+        raise InputError("layers: expected the blocks whose moments are wanted, but got none; give at least one")
+    for layer in layers:
+        family.check_layer(layer)
+    widths = {layer: input_width(family, layer) for layer in layers}
+    budget = _num_tokens(source, widths)
+    if source.trust and source.path:  # the text may be gone
+        about = {layer: {"d_in": widths[layer]} for layer in layers}
+        folder = MomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
+        if not folder.missing(layers):
+            return folder, None, budget, []
+    text = open_text(source)
+    folder = _folder(family, tokenizer, widths, source, text)
+    missing = folder.missing(layers)
+    if missing and budget is not None and not source.ridge:
+        _check_count(budget, widths)
+    return folder, text, budget, missing
+
+
 def _estimate(
     trainer: L.Trainer,
     family: Family,
@@ -192,7 +205,8 @@ def _estimate(
     """One pass over the text, and its results written, layer by layer."""
     on_cpu = trainer.strategy.root_device.type == "cpu"
     max_tokens = source.max_tokens or (TOKENS_ON_CPU if on_cpu else TOKENS_ELSEWHERE)
-    same = asdict(source) | {"path": None, "save_minutes": None, "max_tokens": max_tokens}  # what a run must share
+    free = ("path", "save_minutes", "accumulate_on", "trust", "ridge")  # what may change before a run goes on
+    same = {name: value for name, value in asdict(source).items() if name not in free} | {"max_tokens": max_tokens}
     partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
     module = SecondMoments(family, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
     widths = {layer: input_width(family, layer) for layer in folder.about}
