@@ -70,7 +70,8 @@ def sample_hashes(family: Family, layers: Sequence[int]) -> dict[int, str]:
 def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | None]:
     """Per block, a hash of every stored bit up to it in the model's checkpoint; None for a model that has none.
 
-    Every byte is read once: the hashes are kept in the user's cache by the files' sizes and times. Checkpoints that are not safetensors are hashed as whole files.
+    Every byte is read once: the hashes are kept in the user's cache by the files' sizes and times. Checkpoints that
+    are not safetensors are hashed as whole files.
     """
     folder = origin(family.model)
     if folder is None:
