@@ -81,7 +81,7 @@ def edit(
         facts: ``Fact`` objects or dicts with ``subject``, ``prompt`` (one "{}" for the subject) and ``target_new``.
         editor: the method and its settings; default ``EMMET()``.
         second_moment: folder of the keys' second moments. Loaded where it has those of this model, else they are
-            estimated and saved there. Default: estimated and not kept.
+            estimated and saved there. Default: a folder in the user's cache, named by all that they depend on.
         batch_size: facts per solve; default all at once, or what the editor can take.
         mode: "sequential": each batch on top of those before it; "independent": each on the unedited weights.
         evaluate: measure the facts before and after.

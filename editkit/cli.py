@@ -13,6 +13,8 @@ matrices, and measure what that did to everything else.
 commands:
   fit         edit a model: editkit fit --config configs/quickstart.yaml
   validate    measure a model on facts without editing it
+  covariance  estimate second moments of keys over text, before many runs: editkit covariance --config
+              configs/covariance.yaml (fit does it by itself where they are missing)
 
 editkit COMMAND --help lists a command's options; editkit COMMAND --model.help=editkit.EMMET those of an editor
 (editkit.ROME, editkit.MEMIT, editkit.EMMET, or your own subclass of editkit.Editor by its import path).
@@ -26,7 +28,11 @@ def main(args: Sequence[str] | None = None) -> int:
         0 on success, 2 on bad input, which is one line on standard error.
     """
     argv = list(sys.argv[1:] if args is None else args)
-    commands: dict[str, Callable[[list[str]], None]] = {"fit": _lightning, "validate": _lightning}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "fit": _lightning,
+        "validate": _lightning,
+        "covariance": _covariance,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(HELP)
         return 0
@@ -43,13 +49,22 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         commands[argv[0]](argv)
     except InputError as error:
-        sys.stderr.write(f"editkit: error: {error}\n")
+        from editkit.strategy import told_by_rank_zero
+
+        if not told_by_rank_zero(error):
+            sys.stderr.write(f"editkit: error: {error}\n")
         return 2
     return 0
 
 
 def _lightning(argv: list[str]) -> None:
     from editkit.shell import run
+
+    run(argv)
+
+
+def _covariance(argv: list[str]) -> None:
+    from editkit.covariance_shell import run
 
     run(argv)
 

@@ -1,93 +1,82 @@
-"""Second moments of the keys over text: all requested layers in one pass of ``Trainer.predict``."""
+"""Second moments of the keys over text: loaded where they are there, else estimated, kept and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import lightning as L
 import torch
-from jsonargparse.typing import PositiveInt
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import override
 
-from editkit.data.text import token_windows, window_loader
+from editkit.accumulate import SecondMoments, input_width
+from editkit.data.text import Text, TextSource, open_text
+from editkit.data.windows import TextDataModule
 from editkit.errors import InputError
-from editkit.functional.moments import MomentSum
-from editkit.models.family import Family, StopForward, orient, watching
-from editkit.models.fingerprint import fingerprint
+from editkit.files import cache_folder, digest
+from editkit.functional import FactoredMoment
+from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
+from editkit.models.family import Family
+from editkit.moments import MomentFolder, Partial
+from editkit.progress import TokenProgress
 from editkit.quiet import quiet_lightning
+from editkit.strategy import from_rank_zero, place, raise_together
 
-MOMENTS_FILE = "moments.safetensors"
+TOKENS_PER_DIMENSION = 100
+TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
 
 @dataclass
-class MomentSource:
+class MomentSource(TextSource):
     """Where the second moments E[k kᵀ] of the keys to preserve come from.
 
     Args:
-        path: folder of moments. Loaded where it has some of the same model, else estimated and saved there. Default:
-            estimated at the start of the run (and kept in its folder).
-        text: "atlas", a text file, or a folder of .txt files.
-        num_tokens: tokens to average over. Default: 100 for each dimension of the projection's input.
-        max_length: tokens per window.
-        max_tokens: tokens per padded batch; bounds memory, not results.
+        path: folder of moments. Layers that it has are loaded, if they are of the same model, tokenizer and text;
+            others are estimated and added. Default: a folder in the user's cache (EDITKIT_CACHE, ~/.cache/editkit) that
+            is named by all that the moments depend on.
+        text: "atlas" (endless: the mix of prose, facts and probes that the atlas's model was trained on), a text file
+            or a folder of .txt files (blank lines separate documents), a .jsonl file, a dataset written by
+            ``save_to_disk``, or a name (or folder) that ``datasets.load_dataset`` takes.
+        config: configuration of a named dataset, such as "20220301.en" of "wikipedia".
+        split: split of a dataset that has several.
+        column: field of a .jsonl file or column of a dataset that holds the text.
+        revision: commit, tag or branch of a named dataset.
         seed: of the atlas's text.
+        max_length: tokens per window.
+        packing: False: each window lies within one document, and documents never attend to each other. True: documents
+            are joined by the end-of-text token and cut into full windows, within which they do.
+        num_tokens: tokens to average over, or all there are. Default: what the folder has, else 100 for each dimension
+            of the projection's input; without limit where ``num_documents`` is given.
+        num_documents: documents to average over (the papers take 100,000 of Wikipedia).
+        tolerance: stop before that, once a doubling of the tokens changes every layer's C by less than this:
+            ‖C_now − C_before‖ / ‖C_now‖ in Frobenius norms, looked at whenever the token count has doubled.
+        ridge: added to C's diagonal before it is factored, as a share of the mean of its diagonal. Needed only with
+            fewer tokens than dimensions.
+        max_tokens: tokens per padded batch; bounds memory, not results. Default: 2,048 on a CPU, 8,192 elsewhere, the
+            fastest of those measured.
+        save_minutes: partial sums are saved as often; a run that is killed goes on from there. 0: after each batch.
+        layers_at_once: layers per pass over the text; default all.
+        accumulate_on: where the sums live, 8·d_in² bytes a layer: on the model's device or in the CPU's memory.
+        trust: take moments from ``path`` even where they are not of this model, tokenizer or text.
     """
 
     path: str | None = None
-    text: str = "atlas"
     num_tokens: PositiveInt | None = None
-    max_length: PositiveInt = 128
-    max_tokens: PositiveInt = 8192
-    seed: int = 0
-
-
-class SecondMoments(L.LightningModule):
-    """Accumulates Σ k kᵀ at the MLP output projections of several blocks; ends each forward after the last of them.
-
-    Args:
-        family: the unedited model.
-        layers: blocks whose projection's input is wanted.
-
-    Attributes:
-        sums: block to its ``MomentSum``; ``sums[layer].mean()`` is C = E[k kᵀ] in float64.
-    """
-
-    def __init__(self, family: Family, layers: Sequence[int]) -> None:
-        super().__init__()
-        self.language_model = family.model
-        self.family = family
-        self.sums = {layer: MomentSum.zeros(input_width(family, layer)) for layer in sorted(set(layers))}
-
-    @override
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add one batch: (rows, length) token ids and their mask; padded positions are not counted."""
-        ids, mask = (t.to(self.family.device) for t in batch)
-        last = max(self.sums)
-
-        def keep(layer: int) -> Callable[..., None]:
-            def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                self.sums[layer].add(inputs[0].reshape(-1, inputs[0].shape[-1])[mask.flatten().bool()])
-                if layer == last:
-                    raise StopForward
-
-            return hook
-
-        hooks = [self.family.projection(layer).register_forward_pre_hook(keep(layer)) for layer in self.sums]
-        with torch.no_grad(), watching(*hooks):
-            self.family.model(input_ids=ids, attention_mask=mask, use_cache=False)
-
-
-def input_width(family: Family, layer: int) -> int:
-    """d_in of a block's projection."""
-    return int(orient(family.projection(layer), family.weight(layer)).shape[1])
+    num_documents: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
+    ridge: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt | None = None
+    save_minutes: NonNegativeFloat = 5.0
+    layers_at_once: PositiveInt | None = None
+    accumulate_on: Literal["device", "cpu"] = "device"
+    trust: bool = False
 
 
 def second_moments(
@@ -97,72 +86,206 @@ def second_moments(
     source: MomentSource,
     progress: bool = True,
 ) -> dict[int, Tensor]:
-    """Load the second moments of ``layers``, or estimate them (and save them where ``source.path`` says).
+    """Load the second moments of ``layers``, or estimate and keep them.
+
+    Args:
+        family: the unedited model.
+        tokenizer: its fast tokenizer.
+        layers: blocks whose projection's input is wanted.
+        source: text, size and folder.
+        progress: say what is estimated, and show how far it is.
 
     Returns:
         Block to C = E[k kᵀ], (d_in, d_in) float64 on the CPU.
 
     Raises:
-        InputError: the file at ``source.path`` is not of this model or these layers or not readable, or the text has
-            fewer tokens than d_in.
+        InputError: what is at ``source.path`` is of something else or not readable, the text has fewer tokens than
+            d_in, or there is too little memory.
     """
-    model = fingerprint(family.model)
-    file = Path(source.path) / MOMENTS_FILE if source.path else None
-    if file is not None and file.exists():
-        return _load(file, model, layers)
-    width = max(input_width(family, layer) for layer in layers)
-    windows = token_windows(tokenizer, source.text, source.num_tokens or 100 * width, source.max_length, source.seed)
-    count = sum(map(len, windows))
+    folder = ensure(family, tokenizer, layers, source, progress)
+    return {layer: folder.read(layer) for layer in sorted(set(layers))}
+
+
+def factored_moments(
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    source: MomentSource,
+    progress: bool = True,
+) -> dict[int, FactoredMoment]:
+    """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
+    folder = ensure(family, tokenizer, layers, source, progress)
+    return {layer: folder.factored(layer) for layer in sorted(set(layers))}
+
+
+def ensure(
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    source: MomentSource,
+    progress: bool = True,
+    trainer: L.Trainer | None = None,
+) -> MomentFolder:
+    """The folder of ``source``, with moments of all of ``layers``: those that it lacks are estimated.
+
+    Args:
+        family: the unedited model.
+        tokenizer: its fast tokenizer.
+        layers: blocks whose projection's input is wanted.
+        source: text, size and folder.
+        progress: say what is estimated, and show how far it is.
+        trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
+            each rank takes its share.
+    """
+    layers, error = sorted(set(layers)), None
+    try:
+        folder, text, budget, missing = _look(family, tokenizer, layers, source)
+    except Exception as caught:
+        error = caught
+    raise_together(error)
+    missing = from_rank_zero(missing)
+    several = trainer is not None and trainer.world_size > 1
+    # ranks meet in Trainer.predict and go by what rank 0 finds missing; it alone may find that they need not be started
+    starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
+    if text is None or (not missing and (starts or not several)):
+        return folder
+    rank = place()[0] if trainer is None else trainer.global_rank
+    if progress and rank == 0 and missing:
+        amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
+        Console().print(
+            f"moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} of "
+            f"{source.text}, kept in {folder.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    device, passes = family.device, layers if several else missing
+    at_once = source.layers_at_once or len(passes)
+    with quiet_lightning():
+        trainer = trainer or _own_trainer(device, progress and rank == 0)
+        for start in range(0, len(passes), at_once):
+            wanted = [layer for layer in passes[start : start + at_once] if layer in missing]
+            _estimate(trainer, family, tokenizer, wanted, source, text, folder, budget)
+    nn.Module.to(family.model, device)  # Trainer's teardown leaves models on the CPU
+    return folder
+
+
+def _look(
+    family: Family, tokenizer: PreTrainedTokenizerBase, layers: list[int], source: MomentSource
+) -> tuple[MomentFolder, Text | None, int | None, list[int]]:
+    """The folder, the text (None where it is not needed), how many tokens to take, and the layers that are missing."""
+    if not layers:
+        raise InputError("layers: expected the blocks whose moments are wanted, but got none; give at least one")
+    for layer in layers:
+        family.check_layer(layer)
+    widths = {layer: input_width(family, layer) for layer in layers}
+    budget = _num_tokens(source, widths)
+    if source.trust and source.path:  # the text may be gone
+        about = {layer: {"d_in": widths[layer]} for layer in layers}
+        folder = MomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
+        if not folder.missing(layers):
+            return folder, None, budget, []
+    text = open_text(source)
+    folder = _folder(family, tokenizer, widths, source, text)
+    missing = folder.missing(layers)
+    if missing and budget is not None and not source.ridge:
+        _check_count(budget, widths)
+    return folder, text, budget, missing
+
+
+def _estimate(
+    trainer: L.Trainer,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: list[int],
+    source: MomentSource,
+    text: Text,
+    folder: MomentFolder,
+    budget: int | None,
+) -> None:
+    """One pass over the text, and its results written, layer by layer."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    max_tokens = source.max_tokens or (TOKENS_ON_CPU if on_cpu else TOKENS_ELSEWHERE)
+    free = ("path", "save_minutes", "accumulate_on", "trust", "ridge")  # what may change before a run goes on
+    same = {name: value for name, value in asdict(source).items() if name not in free} | {"max_tokens": max_tokens}
+    partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
+    module = SecondMoments(family, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
+    widths = {layer: input_width(family, layer) for layer in folder.about}
+    first_check = max(widths.values()) if source.tolerance is not None else None
+    data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    for layer in module.layers:
+        error: Exception | None = None
+        try:
+            if place()[0] == 0:
+                if not module.tokens:
+                    raise InputError(f"moments.text: expected at least one token, but {source.text!r} has none")
+                if not source.ridge:
+                    _check_count(module.tokens, {layer: widths[layer]})
+                about = {
+                    "model": family.model.name_or_path, "text": source.text, "tokens": module.tokens,
+                    "documents": module.documents, "num_tokens": budget, "num_documents": source.num_documents,
+                    "tolerance": source.tolerance, "change": module.change, "dtype": str(family.weight(layer).dtype),
+                    "editkit": version("editkit"), "torch": torch.__version__,
+                }  # fmt: skip
+                folder.write(layer, module.sums.pop(layer).mean().cpu(), about)
+        except Exception as caught:
+            error = caught
+        raise_together(error)
+    if place()[0] == 0:
+        partial.remove()
+
+
+def _folder(
+    family: Family, tokenizer: PreTrainedTokenizerBase, widths: dict[int, int], source: MomentSource, text: Text
+) -> MomentFolder:
+    layers = [*widths, family.depth - 1]  # the last one names the folder, so that it is the same for any layers
+    weights, samples = content_hashes(family, layers), sample_hashes(family, layers)
+    common = {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "text_revision": digest(text.revision, source.config, source.split, source.column)
+        if source.text != "atlas"
+        else digest(text.revision),
+        "max_length": source.max_length,
+        "packing": source.packing,
+    }
+    asked = {"num_tokens": source.num_tokens, "num_documents": source.num_documents, "tolerance": source.tolerance}
+    about = {
+        layer: {"weights": weights[layer], "sample": samples[layer], "d_in": widths[layer], **common, **asked}
+        for layer in widths
+    }
+    if source.path:
+        place = Path(source.path).expanduser()
+    else:
+        model = weights[layers[-1]] or samples[layers[-1]]
+        name = digest(model, common, asked | {"num_tokens": _num_tokens(source, widths)})
+        place = cache_folder() / "moments" / name
+    return MomentFolder(place, about, source.trust, source.ridge)
+
+
+def _num_tokens(source: MomentSource, widths: dict[int, int]) -> int | None:
+    if source.num_tokens is None and source.num_documents is None:
+        return TOKENS_PER_DIMENSION * max(widths.values())
+    return source.num_tokens
+
+
+def _check_count(count: int, widths: dict[int, int]) -> None:
+    width = max(widths.values())
     if count < width:
         raise InputError(
-            f"moments: expected at least d_in = {width} tokens for an invertible second moment, but got {count}; raise "
-            "moments.num_tokens, or give a longer moments.text"
+            f"moments.num_tokens: expected at least d_in = {width:,} tokens for an invertible second moment, but got "
+            f"{count:,}; raise it, give a longer moments.text, or set moments.ridge (such as 1e-3)"
         )
-    module = SecondMoments(family, layers)
-    device = family.device
-    with quiet_lightning():
-        _predict(module, window_loader(windows, source.max_tokens), device, progress)
-    moments = {layer: total.mean().cpu() for layer, total in module.sums.items()}
-    if file is not None:
-        save_moments(file.parent, moments, model, {"text": source.text, "tokens": str(count)})
-    return moments
 
 
-def _predict(module: SecondMoments, loader: DataLoader[Any], device: torch.device, progress: bool) -> None:
-    trainer = L.Trainer(
+def _own_trainer(device: torch.device, progress: bool) -> L.Trainer:
+    return L.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.index is None else [device.index],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=progress,
+        callbacks=[TokenProgress()] if progress else None,
+        use_distributed_sampler=False,
         inference_mode=False,
     )
-    trainer.predict(module, loader, return_predictions=False)
-    nn.Module.to(module.language_model, device)  # Trainer's teardown leaves models on the CPU
-
-
-def save_moments(folder: Path, moments: dict[int, Tensor], model: str, about: dict[str, str]) -> None:
-    """Write moments, float32, with the fingerprint of the model that they are of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"layer.{layer}": moment.float().contiguous() for layer, moment in moments.items()}
-    part = folder / f".{MOMENTS_FILE}.part"
-    save_file(tensors, part, metadata={"model": model, **about})
-    part.replace(folder / MOMENTS_FILE)
-
-
-def _load(file: Path, model: str, layers: Sequence[int]) -> dict[int, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            came = (stored.metadata() or {}).get("model")
-            if came != model:
-                raise InputError(
-                    f"moments.path: {file} is of the model with fingerprint {came}, but this one has {model}; give "
-                    "another folder, and the moments are estimated into it"
-                )
-            missing = [layer for layer in layers if f"layer.{layer}" not in stored.keys()]  # noqa: SIM118
-            if missing:
-                raise InputError(f"moments.path: {file} lacks layers {missing}; give another folder, or its layers")
-            return {layer: stored.get_tensor(f"layer.{layer}").double() for layer in layers}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"moments.path: {file} could not be read ({error}); delete it, and it is made anew") from error

@@ -8,12 +8,12 @@ import lightning as L
 import torch
 from typing_extensions import override
 
-from editkit.covariance import second_moments
+from editkit.covariance import factored_moments
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor, Found
 from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
-from editkit.functional import FactoredMoment, LowRankDelta, factor_second_moment
+from editkit.functional import FactoredMoment, LowRankDelta
 from editkit.models.fingerprint import fingerprint
 from editkit.strategy import from_rank_zero, gather, place, raise_together
 
@@ -68,8 +68,10 @@ class WeightUpdate(L.Callback):
         self.edits.about = editor.about()
         self.snapshot = WeightSnapshot(editor.family, editor.edited_layers)
         if not self.moments:
-            found = second_moments(editor.family, editor.tokenizer, editor.edited_layers, editor.moments)
-            self.moments = {layer: factor_second_moment(moment) for layer, moment in found.items()}
+            progress = trainer.progress_bar_callback is not None
+            self.moments = factored_moments(
+                editor.family, editor.tokenizer, editor.edited_layers, editor.moments, progress
+            )
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

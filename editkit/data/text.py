@@ -1,73 +1,164 @@
-"""Text as token windows, for second moments: the atlas's own text, or a file or folder of plain text."""
+"""Text for second moments: the atlas's own, files, folders, and ``datasets``; read document by document."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from jsonargparse.typing import PositiveInt
 
-from editkit.errors import InputError
-from editkit.models.spans import encode, length_batches, pad
+from editkit.errors import InputError, shorten
+from editkit.files import digest, file_hash
 
 
-def read_documents(text: str, seed: int = 0) -> Iterator[str]:
-    """Documents of a source, in a fixed order.
+@dataclass
+class TextSource:
+    """Which text, and how it is cut.
 
     Args:
-        text: "atlas" (endless: the mix of prose, facts and probes that the atlas's model was trained on), a text file,
-            or a folder of .txt files. Blank lines separate documents.
+        text: "atlas" (endless: the mix of prose, facts and probes that the atlas's model was trained on), a text file
+            or a folder of .txt files (blank lines separate documents), a .jsonl file, a dataset written by
+            ``save_to_disk``, or a name (or folder) that ``datasets.load_dataset`` takes.
+        config: configuration of a named dataset, such as "20220301.en" of "wikipedia".
+        split: split of a dataset that has several.
+        column: field of a .jsonl file or column of a dataset that holds the text.
+        revision: commit, tag or branch of a named dataset.
         seed: of the atlas's text.
+        max_length: tokens per window.
+        packing: False: each window lies within one document, and documents never attend to each other. True: documents
+            are joined by the end-of-text token and cut into full windows, within which they do.
     """
-    if text == "atlas":
-        from editkit.atlas.corpus import documents
 
-        yield from documents(random.Random(f"moments {seed}"))
-        return
-    path = Path(text).expanduser()
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files or not all(f.is_file() for f in files):
-        raise InputError(f"text: expected 'atlas', a text file or a folder of .txt files, but {text!r} is none of them")
-    for file in files:
-        try:
-            content = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"text: {file} could not be read as UTF-8 text ({error}); convert it") from error
-        yield from (part.strip() for part in content.split("\n\n") if part.strip())
+    text: str = "atlas"
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+    revision: str | None = None
+    seed: int = 0
+    max_length: PositiveInt = 128
+    packing: bool = False
 
 
-def token_windows(
-    tokenizer: PreTrainedTokenizerBase, text: str, num_tokens: int, max_length: int, seed: int = 0
-) -> list[tuple[int, ...]]:
-    """Windows of at most ``max_length`` tokens, each within one document, ``num_tokens`` in all (or all there is).
+@dataclass(frozen=True)
+class Text:
+    """Text that was found.
+
+    Attributes:
+        revision: hash or revision of its content.
+        documents: makes an iterator over its documents, in a fixed order.
+    """
+
+    revision: str
+    documents: Callable[[], Iterator[str]]
+
+
+def open_text(source: TextSource) -> Text:
+    """Find a source's text; documents are read as they are asked for.
 
     Raises:
-        InputError: the text has no tokens.
+        InputError: nothing of that name, or not readable.
     """
-    windows: list[tuple[int, ...]] = []
-    left = num_tokens
-    documents = read_documents(text, seed)
-    while left > 0 and (pending := list(islice(documents, 256))):
-        for span in encode(tokenizer, pending):
-            for start in range(0, len(span.ids), max_length):
-                window = span.ids[start : min(start + max_length, start + left)]
-                if window and left > 0:
-                    windows.append(window)
-                    left -= len(window)
-    if not windows:
-        raise InputError(f"text: expected at least one token of text, but {text!r} is empty; give a larger text")
-    return windows
+    if source.text == "atlas":
+        from editkit.atlas.corpus import documents
+
+        def atlas() -> Iterator[str]:
+            return documents(random.Random(f"moments {source.seed}"))
+
+        return Text(digest(list(islice(atlas(), 64))), atlas)
+    path = Path(source.text).expanduser()
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            return _dataset(source, path)
+    elif path.is_file():
+        files = [path]
+    elif source.text.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl"):
+        raise InputError(
+            f"moments.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved dataset or "
+            f"a dataset's name, but there is no {source.text}; check the path"
+        )
+    else:
+        return _dataset(source, None)
+    read = _read_jsonl if path.suffix == ".jsonl" else _read_plain
+    return Text(
+        digest([file_hash(f) for f in files]), lambda: (document for file in files for document in read(file, source))
+    )
 
 
-def window_loader(windows: list[tuple[int, ...]], max_tokens: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Right-padded (ids, mask) batches of windows of like lengths, at most ``max_tokens`` tokens each."""
-    batches = [
-        pad([windows[i] for i in batch], torch.device("cpu"))
-        for batch in length_batches([len(w) for w in windows], max_tokens)
-    ]
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+def _read_plain(file: Path, source: TextSource) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(file):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines).strip()
+            lines = []
+    if lines:
+        yield "".join(lines).strip()
+
+
+def _read_jsonl(file: Path, source: TextSource) -> Iterator[str]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"moments.text: expected one JSON object a line, but line {number} of {file} is not JSON ({error}); "
+                "correct it"
+            ) from error
+        _check_column(source.column, list(record) if isinstance(record, dict) else [], f"line {number} of {file}")
+        if not isinstance(record[source.column], str):
+            raise InputError(
+                f"moments.column: expected text under {source.column!r}, but line {number} of {file} has "
+                f"{shorten(record[source.column])}; choose another field"
+            )
+        yield record[source.column]
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"moments.text: expected UTF-8 text, but {file} is not ({error}); convert it") from error
+
+
+def _dataset(source: TextSource, folder: Path | None) -> Text:
+    import datasets
+
+    try:
+        if folder is not None and any((folder / f).is_file() for f in ("state.json", "dataset_dict.json")):
+            found: Any = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(source.text, source.config, revision=source.revision)
+    except Exception as error:  # datasets raises whatever its readers and its hub client raise
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            "moments.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved dataset or a "
+            f"dataset's name, but {source.text!r} could not be loaded ({cause}); check the name, or give a path"
+        ) from error
+    if isinstance(found, dict):
+        if source.split not in found:
+            raise InputError(
+                f"moments.split: expected one of {', '.join(found)}, but got {source.split!r}; choose a split that "
+                f"{source.text} has"
+            )
+        found = found[source.split]
+    _check_column(source.column, found.column_names, source.text)
+    column = source.column
+    return Text(f"{source.revision or ''}{found._fingerprint}", lambda: (row[column] for row in found))
+
+
+def _check_column(column: str, there: Sequence[str], where: str) -> None:
+    if column not in there:
+        raise InputError(
+            f"moments.column: expected a field of {where} ({', '.join(there) or 'it has none'}), but got {column!r}; "
+            "choose one that it has"
+        )

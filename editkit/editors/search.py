@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from editkit.data.facts import Fact
 from editkit.functional.values import drift, group_mean, row_wise, token_nll
+from editkit.memory import free_bytes
 from editkit.models.family import Family, orient
 from editkit.models.replay import Replay
 from editkit.models.spans import Span, encode_prompts
@@ -229,18 +229,3 @@ def search_limit(device: torch.device) -> int:
     """
     free = free_bytes(device) // 2
     return free if device.type == "cuda" else min(free, 2**31)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,6 +1,6 @@
 """The mathematics of editkit: torch in, torch out, nothing else imported."""
 
-from editkit.functional.moments import MomentSum, effective_rank
+from editkit.functional.moments import MomentSum, condition_number, effective_rank
 from editkit.functional.solve import (
     DependentKeysError,
     FactoredMoment,
@@ -17,6 +17,7 @@ __all__ = [
     "FactoredMoment",
     "LowRankDelta",
     "MomentSum",
+    "condition_number",
     "effective_rank",
     "emmet_update",
     "factor_second_moment",

@@ -118,11 +118,12 @@ def factor_second_moment(second_moment: Tensor | FactoredMoment) -> FactoredMome
     scale = float(moment.diagonal().abs().mean())
     if float((moment - moment.T).abs().max()) > 1e-3 * max(scale, torch.finfo(torch.float64).tiny):
         raise InputError("second_moment: expected a symmetric matrix E[k kᵀ], but it differs from its transpose")
-    moment = (moment + moment.T) / 2
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    moment = (moment + moment.T).div_(2)
+    diagonal = moment.diagonal().clone()
     for relative in (0.0, 1e-12, 1e-10, 1e-8, 1e-6):
         jitter = relative * scale
-        factor, failed = torch.linalg.cholesky_ex(moment + jitter * identity)
+        moment.diagonal().copy_(diagonal + jitter)
+        factor, failed = torch.linalg.cholesky_ex(moment)
         if not failed and factor.isfinite().all():
             if jitter:
                 warnings.warn(

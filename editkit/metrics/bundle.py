@@ -24,14 +24,13 @@ class EditingScores:
     """ES EM PS PM NS NM S over the rows seen since ``reset``, which are those of all processes: nothing is synced."""
 
     def __init__(self) -> None:
+        alone = {"sync_on_compute": False}
         self.by_kind: tuple[tuple[EditingMetric, EditingMetric], ...] = (
-            (EfficacyScore(), EfficacyMagnitude()),
-            (ParaphraseScore(), ParaphraseMagnitude()),
-            (NeighborhoodScore(), NeighborhoodMagnitude()),
+            (EfficacyScore(**alone), EfficacyMagnitude(**alone)),
+            (ParaphraseScore(**alone), ParaphraseMagnitude(**alone)),
+            (NeighborhoodScore(**alone), NeighborhoodMagnitude(**alone)),
         )
-        self.harmonic = HarmonicScore()
-        for metric in self.metrics().values():
-            metric.sync_on_compute = False  # a process may have no row of a kind that others have
+        self.harmonic = HarmonicScore(**alone)
 
     def metrics(self) -> dict[str, EditingMetric]:
         """The metrics by their short names, in the order of the papers' tables."""

@@ -82,9 +82,7 @@ class EditingMetric(Metric):
             (facts,), on the 0-100 scale, in ascending order of fact id.
         """
         with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn,
-            should_sync=self._to_sync and self.sync_on_compute,
-            should_unsync=self._should_unsync,
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
             return self._per_fact()
 

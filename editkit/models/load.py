@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.errors import InputError
+from editkit.models.content import remember_origin
 
 ATLAS = Path(__file__).parents[1] / "atlas" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,6 +46,10 @@ def load_language_model(lm: str, dtype: str = "float32") -> tuple[PreTrainedMode
             f"lm: expected 'atlas', a checkpoint folder, or a hub name that is cached or reachable, but {lm!r} could "
             f"not be loaded ({cause}); download it where there is a network, or give its folder"
         ) from error
+    if looks_local or lm == "atlas":
+        remember_origin(model, Path(where).expanduser())
+    elif isinstance(config := try_to_load_from_cache(lm, "config.json"), str):
+        remember_origin(model, Path(config).parent)  # the path of a hub's snapshot holds its revision
     return model.eval().requires_grad_(False), tokenizer
 
 

@@ -1,0 +1,152 @@
+"""Which weights second moments are of: those that the keys of a block depend on, told apart by content.
+
+Two hashes, each over the embeddings and the blocks up to one block's output projection. ``content`` is over every
+stored bit of the checkpoint that the model was loaded from, whatever dtype it was loaded in. ``sample`` is over a few
+hundred entries of each parameter as it is in memory: all there is for a model without a checkpoint, and the check that
+a model still is what its checkpoint says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editkit.files import digest, file_hash, remembered
+from editkit.models.family import Family
+from editkit.models.fingerprint import SAMPLES, fingerprint
+
+ORIGIN = "editkit_origin"  # attribute of a model that editkit loaded
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from.
+
+    Attributes:
+        folder: of its checkpoint.
+        fingerprint: of the model as it was then.
+    """
+
+    folder: Path
+    fingerprint: str
+
+
+def remember_origin(model: PreTrainedModel, folder: Path) -> None:
+    """Note on a model, just loaded, the folder of its checkpoint."""
+    setattr(model, ORIGIN, Origin(folder, fingerprint(model)))
+
+
+def origin(model: PreTrainedModel) -> Path | None:
+    """The checkpoint whose weights the model has, or None where it has none or was changed since it was loaded."""
+    noted: Origin | None = getattr(model, ORIGIN, None)
+    return noted.folder if noted is not None and noted.fingerprint == fingerprint(model) else None
+
+
+@torch.no_grad()
+def sample_hashes(family: Family, layers: Sequence[int]) -> dict[int, str]:
+    """Per block, a hash of up to 512 evenly spaced entries of each parameter up to it, rounded to bfloat16.
+
+    The rounding makes float32 and bfloat16 loads of one checkpoint agree; float16 may not.
+    """
+    stack = _stack(family)
+    parts: dict[str, str] = {}
+    for name, parameter in family.model.named_parameters():
+        flat = parameter.detach().flatten()
+        entries = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(torch.bfloat16).float().cpu().numpy().tobytes()
+        parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
+    kept = _outside(list(parts), stack)
+    return {layer: _combined(parts, family, layer, kept) for layer in layers}
+
+
+def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | None]:
+    """Per block, a hash of every stored bit up to it in the model's checkpoint; None for a model that has none.
+
+    Every byte is read once: the hashes are kept in the user's cache by the files' sizes and times. Checkpoints that
+    are not safetensors are hashed as whole files.
+    """
+    folder = origin(family.model)
+    if folder is None:
+        return dict.fromkeys(layers)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+    if not all(f.is_file() for f in files):
+        others = sorted(folder.glob("pytorch_model*.bin"))
+        return dict.fromkeys(layers, digest([file_hash(f) for f in others]) if others else None)
+    parts: dict[str, str] = {}
+    for file in files:
+        parts |= remembered([file], "tensors", partial(tensor_digests, file))
+    stack = _stack(family)
+    before = _outside([name for name, _ in family.model.named_parameters()], stack)
+    loose = [name for name in parts if not re.search(_block(stack), name)]
+    kept = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
+    return {layer: _combined(parts, family, layer, kept) for layer in layers}
+
+
+def tensor_digests(file: Path) -> dict[str, str]:
+    """SHA-256 of each stored tensor of a safetensors file: its dtype, its shape and its bits."""
+    digests = {}
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, end = entry["data_offsets"]
+            found = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
+            stream.seek(8 + length + start)
+            left = end - start
+            while left and (piece := stream.read(min(left, 1 << 24))):
+                found.update(piece)
+                left -= len(piece)
+            digests[name] = found.hexdigest()
+    return digests
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a fast tokenizer's whole definition, less the truncation and padding that calls leave behind."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return digest({k: v for k, v in definition.items() if k not in ("truncation", "padding")})
+
+
+def _stack(family: Family) -> str:
+    return next(name for name, module in family.model.named_modules() if module is family.blocks)
+
+
+def _block(stack: str) -> str:
+    """Pattern of a block's number in a tensor's name; checkpoints may leave the first parts of a name out."""
+    return rf"(?:^|\.){re.escape(stack.split('.')[-1])}\.(\d+)\."
+
+
+def _outside(names: Sequence[str], stack: str) -> set[str]:
+    """Parameters before the blocks (the embeddings); the final norm and the head are registered after them."""
+    loose = [name for name in names if not name.startswith(stack + ".")]
+    first = next((i for i, name in enumerate(names) if name.startswith(stack + ".")), 0)
+    return set(names[:first]) or set(loose)
+
+
+def _combined(parts: dict[str, str], family: Family, layer: int, kept: set[str]) -> str:
+    pattern = _block(_stack(family))
+    projection = family.projection(layer)
+    own = next(name for name, module in family.blocks[layer].named_modules() if module is projection)
+
+    def belongs(name: str) -> bool:
+        found = re.search(pattern, name)
+        if found is None:
+            return name in kept
+        # a block's keys stand before its own projection, so that edits of it leave them as they are
+        return int(found[1]) < layer or (int(found[1]) == layer and not name[found.end() :].startswith(own + "."))
+
+    return digest(sorted((name, part) for name, part in parts.items() if belongs(name)))

@@ -1,0 +1,239 @@
+"""The folder of second moments: a file per layer that knows which model, tokenizer and text it is of.
+
+``layer-L.safetensors`` holds C, float64, and what it is of in its header; ``layer-L.json`` beside it says the same for
+people; ``layer-L.cholesky.safetensors`` is its factor.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editkit.errors import InputError, shorten
+from editkit.files import write_whole
+from editkit.functional import FactoredMoment, condition_number, effective_rank, factor_second_moment
+from editkit.functional.moments import spectrum
+from editkit.models.fingerprint import tensor_hash
+
+SCHEMA = 1
+
+#: what must agree between stored moments and those asked for, and which option of the user's decides it
+CHECKED = {
+    "weights": "lm",
+    "sample": "lm",
+    "tokenizer": "lm",
+    "d_in": "lm",
+    "text_revision": "moments.text",
+    "max_length": "moments.max_length",
+    "packing": "moments.packing",
+    "num_tokens": "moments.num_tokens",
+    "num_documents": "moments.num_documents",
+    "tolerance": "moments.tolerance",
+}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How well a layer's C can be solved with.
+
+    Attributes:
+        tokens: keys in the average.
+        d_in: their dimensions.
+        condition_number: largest over smallest eigenvalue of C.
+        effective_rank: exp of the entropy of its normalised eigenvalues.
+        jitter: what was added to its diagonal for the Cholesky factor.
+    """
+
+    tokens: int
+    d_in: int
+    condition_number: float
+    effective_rank: float
+    jitter: float
+
+
+class MomentFolder:
+    """Second moments on disk.
+
+    Args:
+        folder: where; made at the first write.
+        about: block to what its moments must be of (``CHECKED`` names the fields; those that are None agree with all).
+        trust: take what is there without comparing.
+        ridge: added to C before it is factored, as a share of its mean diagonal.
+    """
+
+    def __init__(self, folder: Path, about: dict[int, dict[str, Any]], trust: bool = False, ridge: float = 0.0) -> None:
+        self.folder, self.about, self.trust, self.ridge = folder, about, trust, ridge
+
+    def file(self, layer: int, suffix: str = ".safetensors") -> Path:
+        """Path of one of a layer's files."""
+        return self.folder / f"layer-{layer}{suffix}"
+
+    def missing(self, layers: Sequence[int]) -> list[int]:
+        """Layers without moments here; those that have some are checked.
+
+        Raises:
+            InputError: a file that is of something else (what differs is named), or cannot be read.
+        """
+        absent = [layer for layer in layers if not self.file(layer).exists()]
+        for layer in layers:
+            if layer not in absent:
+                self.check(layer)
+        return absent
+
+    def check(self, layer: int) -> dict[str, Any]:
+        """What a layer's stored moments are of, compared with what is asked for."""
+        stored, asked = self._header(layer), self.about[layer]
+        if self.trust:
+            compared = ["d_in"]
+        else:  # the hash of the checkpoint where both sides have one, else that of samples in memory
+            both = stored.get("weights") is not None and asked.get("weights") is not None
+            compared = [name for name in CHECKED if name != ("sample" if both else "weights")]
+        for name in compared:
+            ours, theirs = asked.get(name), stored.get(name)
+            if ours is not None and ours != theirs:
+                what = "weights" if name == "sample" else name
+                made = f" (text {shorten(stored.get('text'))})" if name == "text_revision" else ""
+                made += f" (model {shorten(stored.get('model'))})" if CHECKED[name] == "lm" else ""
+                raise InputError(
+                    f"{CHECKED[name]}: expected the {what} that {self.file(layer)} was made with, {theirs}{made}, but "
+                    f"got {ours}; give what it was made with, another moments.path, or moments.trust=true"
+                )
+        return stored
+
+    def write(self, layer: int, moment: Tensor, about: dict[str, Any]) -> Conditioning:
+        """Write one layer's C, its factor and its description, each whole or not at all.
+
+        Args:
+            layer: its block.
+            moment: (d_in, d_in) float64 on the CPU.
+            about: what is known of it beyond what is checked: tokens, documents, names.
+        """
+        content = tensor_hash(moment)
+        values = spectrum(moment)
+        factored = self._factor(moment)
+        state = Conditioning(
+            about["tokens"], len(moment), condition_number(values), effective_rank(values), factored.jitter
+        )
+        known = {
+            "schema": SCHEMA, "layer": layer, **self.about[layer], **about, "hash": content,
+            "condition_number": state.condition_number, "effective_rank": state.effective_rank, "jitter": state.jitter,
+        }  # fmt: skip
+        header = {"about": json.dumps(known)}
+        self._write_factor(layer, factored, content)
+        write_whole(self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "moments.path")
+        text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "moments.path")
+        return state
+
+    def read(self, layer: int) -> Tensor:
+        """C of one layer, (d_in, d_in) float64 on the CPU, checked bit for bit against what was written."""
+        about = self.check(layer)
+        moment = self._tensors(self.file(layer))[0]["second_moment"]
+        if tensor_hash(moment) != about["hash"]:
+            raise self._broken(self.file(layer), "its content is not what was written")
+        return moment
+
+    def factored(self, layer: int) -> FactoredMoment:
+        """The Cholesky factor of one layer's C, made again where the one beside it does not belong to it."""
+        about = self.check(layer)
+        try:
+            tensors, header = self._tensors(self.file(layer, ".cholesky.safetensors"))
+            kept = json.loads(header["about"])
+            if (kept["of"], kept["ridge"], kept["hash"]) == (about["hash"], self.ridge, tensor_hash(tensors["factor"])):
+                return FactoredMoment(tensors["factor"], kept["jitter"])
+        except (InputError, KeyError, ValueError):
+            pass
+        factored = self._factor(self.read(layer))
+        try:
+            self._write_factor(layer, factored, about["hash"])
+        except InputError as error:
+            warnings.warn(str(error), stacklevel=2)  # a folder that can only be read still serves
+        return factored
+
+    def conditioning(self, layer: int) -> Conditioning:
+        """What was found of a layer's C when it was written."""
+        about = self._header(layer)
+        return Conditioning(**{name: about[name] for name in Conditioning.__dataclass_fields__})
+
+    def _factor(self, moment: Tensor) -> FactoredMoment:
+        if self.ridge:
+            moment = moment.clone()
+            moment.diagonal().add_(self.ridge * float(moment.diagonal().mean()))
+        return factor_second_moment(moment)
+
+    def _write_factor(self, layer: int, factored: FactoredMoment, content: str) -> None:
+        factor = factored.factor.contiguous()
+        about = {"of": content, "ridge": self.ridge, "jitter": factored.jitter, "hash": tensor_hash(factor)}
+        file = self.file(layer, ".cholesky.safetensors")
+        write_whole(
+            file, lambda part: save_file({"factor": factor}, part, {"about": json.dumps(about)}), "moments.path"
+        )
+
+    def _header(self, layer: int) -> dict[str, Any]:
+        file = self.file(layer)
+        try:
+            with safe_open(file, framework="pt") as stored:
+                about: dict[str, Any] = json.loads((stored.metadata() or {})["about"])
+            about["hash"], about["d_in"], about["tokens"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._broken(file, str(error) or type(error).__name__) from error
+        if about.get("schema", 0) > SCHEMA:
+            raise InputError(f"moments.path: {file} was written by a newer editkit ({about['schema']}); update editkit")
+        return about
+
+    def _tensors(self, file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._broken(file, str(error)) from error
+
+    @staticmethod
+    def _broken(file: Path, cause: str) -> InputError:
+        return InputError(
+            f"moments.path: expected second moments that editkit wrote, but {file} could not be read ({cause}); delete "
+            "it, and it is made anew"
+        )
+
+
+class Partial:
+    """Sums of an unfinished run: one file, replaced whole, that says how many batches of the text are in it.
+
+    Args:
+        file: where; None keeps nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace what was kept."""
+        if self.file is not None:
+            header = {"state": json.dumps(state)}
+            write_whole(self.file, lambda part: save_file(tensors, part, header), "moments.path")
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was kept, or None where there is nothing, or nothing whole."""
+        if self.file is None or not self.file.is_file():
+            return None
+        try:
+            with safe_open(self.file, framework="pt") as stored:
+                state = json.loads((stored.metadata() or {})["state"])
+                return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError):
+            return None
+
+    def remove(self) -> None:
+        """Forget it, once what it was for is written."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+            for left in self.file.parent.glob(f".{self.file.name}.*.part"):  # of a process that was killed
+                left.unlink(missing_ok=True)

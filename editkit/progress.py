@@ -1,0 +1,68 @@
+"""A progress bar in tokens or documents, with the time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing_extensions import override
+
+from editkit.data.windows import TextDataModule
+
+
+class TokenProgress(ProgressBar):
+    """Shows how much of the text ``SecondMoments`` has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown = True
+        self._bar: Progress | None = None
+
+    @override
+    def disable(self) -> None:
+        self._shown = False  # Lightning calls this on all ranks but 0
+
+    @override
+    def enable(self) -> None:
+        self._shown = True
+
+    @override
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not self._shown or not isinstance(data, TextDataModule):
+            return
+        self._unit = "documents" if data.num_tokens is None else "tokens"
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self._unit),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        blocks = ", ".join(map(str, pl_module.layers))
+        self._task = self._bar.add_task(
+            f"second moments of block {blocks}", total=data.num_tokens or data.num_documents
+        )
+        self._bar.start()
+        if pl_module.resumed:
+            self._bar.console.print(f"going on after {pl_module.resumed:,} tokens of a run that was cut short")
+            self._bar.update(self._task, completed=getattr(pl_module, self._unit))
+
+    @override
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=getattr(pl_module, self._unit))
+
+    @override
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

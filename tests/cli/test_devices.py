@@ -1,0 +1,78 @@
+"""``editkit fit`` on two processes: the edits and metrics of one, and an error of one that ends both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from editkit.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+
+
+def arguments(folder: Path) -> list[str]:
+    moments = json.dumps({"path": str(folder / "moments"), "num_tokens": 8000})
+    return [
+        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), f"--model.moments={moments}",
+        "--data.num_facts=5", "--data.batch_size=4", "--weight_update.mode=sequential",
+        "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+def on_two(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "editkit.cli", *args, *TWO]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
+    # batches of four facts and of one: on two processes the second has nothing to do in the last
+    done = on_two(*arguments(tmp_path), f"--run_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    assert main([*arguments(tmp_path), f"--run_dir={tmp_path / 'one'}"]) == 0
+    for file in sorted((tmp_path / "one" / "edits").glob("*.safetensors")):
+        one, two = load_file(file), load_file(tmp_path / "two" / "edits" / file.name)
+        for block in {name.split(".")[0] for name in one}:
+            ours, theirs = (d[f"{block}.left"] @ d[f"{block}.right"].T for d in (two, one))
+            assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    rows = [
+        [json.loads(line) for line in (tmp_path / run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+        for run in ("one", "two")
+    ]
+    key = ("phase", "fact", "kind", "prompt")
+    first, second = (sorted(part, key=lambda row: [row[k] for k in key]) for part in rows)
+    assert [[row[k] for k in key] for row in first] == [[row[k] for k in key] for row in second]
+    nll = [torch.tensor([row["nll_new"] for row in part]) for part in (first, second)]
+    torch.testing.assert_close(*nll, rtol=1e-3, atol=1e-4)
+
+
+def test_an_error_on_one_process_ends_both(tmp_path: Path) -> None:
+    editor = tmp_path / "one_fails.py"
+    editor.write_text(
+        "import torch\n"
+        "from editkit import EMMET\n"
+        "class OneFails(EMMET):\n"
+        "    def value_loss(self, nll, kl, offset, start):\n"
+        "        loss = super().value_loss(nll, kl, offset, start)\n"
+        "        return loss * torch.nan if self.trainer.global_rank == 1 else loss\n",
+        encoding="utf-8",
+    )
+    command = [*arguments(tmp_path), f"--run_dir={tmp_path / 'run'}", "--model=one_fails.OneFails"]
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from editkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    script = tmp_path / "editkit_here.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), *command, *TWO], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    told = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(told) == 1, done.stderr
+    assert "the loss is not finite for" in told[0]
