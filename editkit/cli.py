@@ -64,7 +64,7 @@ def _lightning(argv: list[str]) -> None:
 
 
 def _covariance(argv: list[str]) -> None:
-    from editkit.covariance_shell import run
+    from editkit.covariance.shell import run
 
     run(argv)
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-import editkit.accumulate
-from editkit.accumulate import SecondMoments
+import editkit.covariance.accumulate
 from editkit.atlas.corpus import documents
 from editkit.covariance import MomentSource, factored_moments, second_moments
+from editkit.covariance.accumulate import SecondMoments
+from editkit.covariance.folder import MomentFolder
 from editkit.data.text import open_text
 from editkit.data.windows import Window, windows, within_budget
 from editkit.edits import apply_delta
@@ -25,7 +26,6 @@ from editkit.errors import InputError
 from editkit.functional import LowRankDelta
 from editkit.models.family import Family, StopForward, watching
 from editkit.models.load import load_language_model
-from editkit.moments import MomentFolder
 from editkit.strategy import raise_together
 
 D_IN = 64
@@ -252,7 +252,7 @@ def test_memory_is_checked_before_the_start(
 ) -> None:
     family = tiny("gpt2", tokenizer)
     room = 2 * 8 * D_IN**2
-    monkeypatch.setattr(editkit.accumulate, "free_bytes", lambda device: room)
+    monkeypatch.setattr(editkit.covariance.accumulate, "free_bytes", lambda device: room)
     told = ("needs", "3 layers of 64", "are free", "moments.layers_at_once=2")
     with pytest.raises(InputError) as error:
         second_moments(family, tokenizer, [0, 1, 2], MomentSource(path=str(tmp_path), num_tokens=500), progress=False)

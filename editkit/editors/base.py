@@ -367,15 +367,15 @@ class Editor(L.LightningModule):
     def keys(self, groups: Sequence[Group], layer: int) -> Tensor:
         """Keys of one block with the weights as they are: (d_in, E), averaged over the templates, float32."""
         flat = [t for group in self.templates for t in group]
-        _, keys = self._lookup(groups, flat, [layer])
+        _, keys = self._lookup(groups, flat, layer, [layer])
         return self.mean_keys(keys[layer].view(len(groups), len(flat), -1).float())
 
     def states(self, groups: Sequence[Group]) -> Tensor:
         """What now stands at the lookup token of the bare prompts where values are found: (hidden, E) float32."""
-        return self._lookup(groups, ["{}"], [])[0].T.float()
+        return self._lookup(groups, ["{}"], self.edited_layers[-1])[0].T.float()
 
     def _lookup(
-        self, groups: Sequence[Group], templates: Sequence[str], layers: Sequence[int]
+        self, groups: Sequence[Group], templates: Sequence[str], last: int, layers: Sequence[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         spans = encode_prompts(self.tokenizer, [group[0] for group in groups], templates)
         batches = length_batches([len(s.ids) for s in spans], LOOKUP_TOKENS)
@@ -383,9 +383,7 @@ class Editor(L.LightningModule):
         for batch in batches:
             ids, mask = pad([spans[i].ids for i in batch], self.device)
             lookup = torch.tensor([spans[i].lookup for i in batch], device=self.device)
-            parts.append(
-                lookup_states(self.family, ids, mask, lookup, self.edited_layers[-1], layers, self.at_projection)
-            )
+            parts.append(lookup_states(self.family, ids, mask, lookup, last, layers, self.at_projection))
         back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
         return torch.cat([p[0] for p in parts])[back], {n: torch.cat([p[1][n] for p in parts])[back] for n in layers}
 

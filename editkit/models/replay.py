@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from typing_extensions import override
 
 from editkit.models.family import Family, StopForward, forward_replaced, hidden_of, watching
+from editkit.models.fused import fused_activations
 from editkit.models.spans import pad
 
 Tokens = tuple[int, ...]
@@ -148,7 +149,7 @@ def run_prefixes(family: Family, prefixes: Sequence[Tokens]) -> tuple[KeysValues
 
 def _grow(family: Family, ids: Tensor, mask: Tensor, start: KeysValues | None) -> KeysValues:
     cache = GrowingCache(family.depth, start)
-    with torch.no_grad(), watching():
+    with torch.no_grad(), fused_activations(family.model), watching():
         family.model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=True, logits_to_keep=1,
@@ -346,7 +347,7 @@ class _Bucket:
         mask, cache = torch.ones_like(self.tail), None
         if self.prefix is not None:
             mask, cache = torch.cat([self.prefix.mask, mask], 1), FrozenCache(self.prefix)
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), fused_activations(self.family.model), ExitStack() as stack:
             for index in bypass:
                 stack.enter_context(forward_replaced(blocks[index], passed))
             watched = [
@@ -369,7 +370,7 @@ class _Bucket:
             )
         else:
             hidden = self._moved(hidden, offset)
-        with watching(*hooks), _attention_kernel(hidden):
+        with fused_activations(self.family.model), watching(*hooks), _attention_kernel(hidden):
             for block, (args, kwargs) in zip(self.family.blocks[self.first :], self.calls, strict=True):
                 hidden = hidden_of(block(hidden, *args, **kwargs))
         return hidden

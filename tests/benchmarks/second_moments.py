@@ -30,8 +30,8 @@ from common import (
     write_json,
 )
 
-from editkit.accumulate import SecondMoments
 from editkit.covariance import MomentSource, second_moments
+from editkit.covariance.accumulate import SecondMoments
 from editkit.data.windows import Round
 from editkit.functional import MomentSum
 from editkit.functional.moments import BLOCK

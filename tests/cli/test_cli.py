@@ -162,7 +162,6 @@ def test_bad_facts(tmp_path: Path, record: object, told: tuple[str, ...], capsys
         (["--model.values.context_templates=[[no place]]"], ("context_templates", "no place")),
         (["--weight_update.mode=both"], ("weight_update.mode", "independent", "both")),
         (["--nope"], ("--nope", "--help")),
-        (["--trainer.devices=2"], ("trainer.devices", "1")),
     ],
 )
 def test_bad_options(

@@ -72,7 +72,8 @@ def test_the_config_that_ships_parses_and_one_process_reports(
     assert "kept in" not in capsys.readouterr().out  # loaded
 
 
-def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", [TWO, []])
+def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: Path, then: list[str]) -> None:
     options = [
         lm,
         "--layers=[0,2]",
@@ -95,7 +96,7 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
     going.wait()
     assert not (two / "layer-0.safetensors").exists(), (tmp_path / "log").read_text()
     assert list(two.glob(".partial*.safetensors")), (tmp_path / "log").read_text()
-    done = run(*options, *TWO, f"--moments.path={two}")
+    done = run(*options, *then, f"--moments.path={two}")
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stdout
     assert difference(tmp_path / "one", two) < 1e-6
@@ -107,7 +108,7 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
 
 FAILS = """
 import sys
-import editkit.accumulate as a
+import editkit.covariance.accumulate as a
 from editkit.cli import main
 from editkit.errors import InputError
 from editkit.strategy import place

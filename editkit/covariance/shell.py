@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from editkit.covariance import MomentSource, ensure
+from editkit.covariance.folder import MomentFolder
+from editkit.covariance.progress import TokenProgress
 from editkit.editors.base import RECOMMENDED_LAYERS
 from editkit.errors import InputError
 from editkit.models.family import Family
 from editkit.models.load import load_language_model
-from editkit.moments import MomentFolder
-from editkit.progress import TokenProgress
 from editkit.quiet import quiet_lightning
 from editkit.shell import plain_message
 from editkit.strategy import place, with_strategy

@@ -16,7 +16,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from editkit.accumulate import SecondMoments, input_width
+from editkit.covariance.accumulate import SecondMoments, input_width
+from editkit.covariance.folder import MomentFolder, Partial
+from editkit.covariance.progress import TokenProgress
 from editkit.data.text import Text, TextSource, open_text
 from editkit.data.windows import TextDataModule
 from editkit.errors import InputError
@@ -24,8 +26,6 @@ from editkit.files import cache_folder, digest
 from editkit.functional import FactoredMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
 from editkit.models.family import Family
-from editkit.moments import MomentFolder, Partial
-from editkit.progress import TokenProgress
 from editkit.quiet import quiet_lightning
 from editkit.strategy import from_rank_zero, place, raise_together
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from editkit.covariance.folder import Partial
 from editkit.data.windows import Round, TextDataModule
 from editkit.errors import InputError
 from editkit.functional.moments import MomentSum, relative_change
 from editkit.memory import free_bytes
 from editkit.models.family import Family, StopForward, orient, watching
 from editkit.models.fused import fused_activations
-from editkit.moments import Partial
 from editkit.strategy import from_rank_zero, place, raise_together
 
 ROWS = 4096  # keys per product, where it runs at its peak
