@@ -111,6 +111,7 @@ class WeightUpdate(L.Callback):
                 apply_delta(editor.family, layer, delta)
             self.edits.batches.append(batch)
             self.after_update(editor, batch)
+        raise_together(_differing(editor, batch, rank))
 
     @torch.no_grad()
     def update(self, editor: Editor) -> EditBatch:
@@ -138,3 +139,14 @@ class WeightUpdate(L.Callback):
         self.edits.batches.append(batch)
         self.after_update(editor, batch)
         return batch
+
+
+def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
+    """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
+    ours = WeightSnapshot(editor.family, sorted(batch.deltas)).hashes()
+    if ours == batch.hashes:
+        return None
+    return InputError(
+        f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "
+        "edit; use machines of one kind"
+    )
