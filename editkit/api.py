@@ -23,6 +23,7 @@ from editkit.editors.emmet import EMMET
 from editkit.edits import Edits, WeightSnapshot
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
+from editkit.strategy import on_device
 
 
 class EditedModel:
@@ -108,15 +109,11 @@ def edit(
     data = FactsDataModule.of(given, batch_size)
     with quiet_lightning():
         trainer = L.Trainer(
-            accelerator="cpu" if device.type == "cpu" else "gpu",
-            devices=1 if device.index is None else [device.index],
+            **on_device(device),
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             limit_val_batches=None if evaluate else 0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
             enable_progress_bar=progress,
             callbacks=[update, report, *([EditProgress()] if progress else [])],
         )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from editkit.data.facts import Fact
 from editkit.errors import InputError
+from editkit.files import write_whole
 from editkit.functional import LowRankDelta
 from editkit.models.family import Family, orient
 from editkit.models.fingerprint import fingerprint, tensor_hash
@@ -83,9 +84,7 @@ class Edits:
             tensors[f"{layer}.left"] = delta.left.contiguous()
             if delta.right is not None:
                 tensors[f"{layer}.right"] = delta.right.contiguous()
-        part = folder / f".batch_{index:05d}.part"
-        save_file(tensors, part)
-        part.replace(folder / f"batch_{index:05d}.safetensors")
+        write_whole(folder / f"batch_{index:05d}.safetensors", lambda part: save_file(tensors, part), "edits")
 
     def save_index(self, folder: Path) -> None:
         """Write ``edits.json``."""
@@ -100,9 +99,8 @@ class Edits:
                 for b in self.batches
             ],
         }
-        part = folder / ".edits.part"
-        part.write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(folder / "edits.json")
+        text = json.dumps(index, indent=1, ensure_ascii=False)
+        write_whole(folder / "edits.json", lambda part: part.write_text(text, encoding="utf-8"), "edits")
 
     def apply(self, model: PreTrainedModel, batch: int | None = None, force: bool = False) -> PreTrainedModel:
         """Put the edits into a model, in place.

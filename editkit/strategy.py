@@ -28,6 +28,17 @@ class UnwrappedDDP(DDPStrategy):
         pass
 
 
+def on_device(device: torch.device) -> dict[str, Any]:
+    """A Trainer's options to run on just this device, leaving no files."""
+    return {
+        "accelerator": "cpu" if device.type == "cpu" else "gpu",
+        "devices": 1 if device.index is None else [device.index],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+    }
+
+
 def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     """A Trainer's options, with ``UnwrappedDDP`` where they ask for several processes by "auto" or "ddp".
 

@@ -14,7 +14,7 @@ from editkit.editors.base import Editor, Found
 from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
 from editkit.functional import FactoredMoment, LowRankDelta
-from editkit.models.fingerprint import fingerprint
+from editkit.models.fingerprint import fingerprint, tensor_hash
 from editkit.strategy import from_rank_zero, gather, place, raise_together
 
 
@@ -96,7 +96,7 @@ class WeightUpdate(L.Callback):
             self.update(editor)
             return
         raise_together(editor.found.error)
-        editor.found = Found.together(gather(editor.found.on_cpu()))
+        editor.found = Found.together(gather(editor.found.on_cpu()), editor.family.device)
         batch: EditBatch | None = None
         error: Exception | None = None
         try:
@@ -143,8 +143,7 @@ class WeightUpdate(L.Callback):
 
 def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
     """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
-    ours = WeightSnapshot(editor.family, sorted(batch.deltas)).hashes()
-    if ours == batch.hashes:
+    if {layer: tensor_hash(editor.family.weight(layer)) for layer in batch.deltas} == batch.hashes:
         return None
     return InputError(
         f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "

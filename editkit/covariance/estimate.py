@@ -27,7 +27,7 @@ from editkit.functional import FactoredMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
 from editkit.models.family import Family
 from editkit.quiet import quiet_lightning
-from editkit.strategy import from_rank_zero, place, raise_together
+from editkit.strategy import from_rank_zero, on_device, place, raise_together
 
 TOKENS_PER_DIMENSION = 100
 TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
@@ -35,23 +35,12 @@ TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
 @dataclass
 class MomentSource(TextSource):
-    """Where the second moments E[k kᵀ] of the keys to preserve come from.
+    """Where the second moments E[k kᵀ] of the keys to preserve come from: a ``TextSource``, and how much of it.
 
     Args:
         path: folder of moments. Layers that it has are loaded, if they are of the same model, tokenizer and text;
             others are estimated and added. Default: a folder in the user's cache (EDITKIT_CACHE, ~/.cache/editkit) that
             is named by all that the moments depend on.
-        text: "atlas" (endless: the mix of prose, facts and probes that the atlas's model was trained on), a text file
-            or a folder of .txt files (blank lines separate documents), a .jsonl file, a dataset written by
-            ``save_to_disk``, or a name (or folder) that ``datasets.load_dataset`` takes.
-        config: configuration of a named dataset, such as "20220301.en" of "wikipedia".
-        split: split of a dataset that has several.
-        column: field of a .jsonl file or column of a dataset that holds the text.
-        revision: commit, tag or branch of a named dataset.
-        seed: of the atlas's text.
-        max_length: tokens per window.
-        packing: False: each window lies within one document, and documents never attend to each other. True: documents
-            are joined by the end-of-text token and cut into full windows, within which they do.
         num_tokens: tokens to average over, or all there are. Default: what the folder has, else 100 for each dimension
             of the projection's input; without limit where ``num_documents`` is given.
         num_documents: documents to average over (the papers take 100,000 of Wikipedia).
@@ -279,11 +268,7 @@ def _check_count(count: int, widths: dict[int, int]) -> None:
 
 def _own_trainer(device: torch.device, progress: bool) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=1 if device.index is None else [device.index],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
+        **on_device(device),
         enable_progress_bar=progress,
         callbacks=[TokenProgress()] if progress else None,
         use_distributed_sampler=False,

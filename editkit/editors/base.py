@@ -7,7 +7,6 @@ subclass with a ``solve``; see ``editkit.editors.emmet`` for the shortest exampl
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -84,15 +83,15 @@ class Found:
         return Found(self.groups, [k.cpu() for k in self.keys], [v.cpu() for v in self.values])
 
     @classmethod
-    def together(cls, parts: Sequence[Found]) -> Found:
-        """What all processes found, of which the r-th had each n-th group from its r-th on, in the groups' order."""
+    def together(cls, parts: Sequence[Found], device: torch.device) -> Found:
+        """What all processes found, in the groups' order, on ``device``; of n processes the r-th had groups[r::n]."""
         found = cls()
         total = sum(len(part.groups) for part in parts)
         origin = [(i % len(parts), i // len(parts)) for i in range(total)]
         found.groups = [parts[rank].groups[i] for rank, i in origin]
         for name in ("keys", "values"):
             columns = [torch.cat(getattr(part, name), 1) if part.groups else torch.zeros(0, 0) for part in parts]
-            setattr(found, name, [torch.stack([columns[rank][:, i] for rank, i in origin], 1)])
+            setattr(found, name, [torch.stack([columns[rank][:, i] for rank, i in origin], 1).to(device)])
         return found
 
 
@@ -173,7 +172,7 @@ class Editor(L.LightningModule):
             )
         return self.layers
 
-    @functools.cached_property
+    @property
     def at_projection(self) -> bool:
         """Whether values are found at the projection's output, because the block does not simply add it."""
         return not self.family.adds_projection(self.edited_layers[-1])

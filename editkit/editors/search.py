@@ -19,9 +19,9 @@ from editkit.models.family import Family, orient
 from editkit.models.replay import Replay
 from editkit.models.spans import Span, encode_prompts
 
-# float32 logits computed at a time, without and with a GPU; on a CPU, tables above 32 MiB come fresh from the system
-# each time (glibc's largest mmap threshold) and cost more than what is computed in them
-LOGITS_BYTES = (28 * 2**20, 512 * 2**20)
+# float32 logits computed at a time; tables above 32 MiB (glibc's largest mmap threshold) come fresh from the system
+# each time and cost more than what is computed in them, which CUDA's caching allocator spares
+LOGITS_BYTES, LOGITS_BYTES_CUDA = 28 * 2**20, 512 * 2**20
 
 Group = list[Fact]  # facts with the same text up to the subject's end: one key, one value
 
@@ -81,11 +81,6 @@ class GroupRows:
         """All tokens, those before the lookup token included."""
         return sum(len(s.ids) - 1 for s in self.prompts) + sum(len(s.ids) for s in self.essence)
 
-    @property
-    def scored(self) -> int:
-        """Positions at which each gradient step needs the head."""
-        return sum(len(s.ids) - s.target for s in self.prompts) + len(self.essence)
-
 
 def group_rows(
     tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], templates: Sequence[str], kl_prompt: str
@@ -109,7 +104,6 @@ class MicroBatch:
         layer: the block at which δ acts.
         key_layer: the block whose keys are kept.
         at_projection: where in that block, see ``Replay``.
-        kl: whether the essence prompts' KL divergence is wanted.
 
     Attributes:
         start: (G, hidden) float32 v₀, in each group's first template.
@@ -139,7 +133,8 @@ class MicroBatch:
         wanted = [(r, t - 1 - s.lookup, s.ids[t]) for r, s in enumerate(spans) for t in range(s.target, len(s.ids))]
         self._row, self._place, self._target = torch.tensor(wanted, device=device).T
         self._reference: Tensor | None = None
-        self._chunk = max(1, LOGITS_BYTES[device.type == "cuda"] // (4 * family.vocabulary))
+        logits_bytes = LOGITS_BYTES_CUDA if device.type == "cuda" else LOGITS_BYTES
+        self._chunk = max(1, logits_bytes // (4 * family.vocabulary))
         first = torch.tensor([int((self.group_of == g).nonzero()[0]) for g in range(len(groups))], device=device)
         self.start = self._replay.start[first * self.templates]
         self.keys = self._replay.keys[: len(spans)].unflatten(0, (-1, self.templates))[first]

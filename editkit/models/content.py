@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.files import digest, file_hash, remembered
 from editkit.models.family import Family
-from editkit.models.fingerprint import SAMPLES, fingerprint
+from editkit.models.fingerprint import fingerprint, sampled
 
 ORIGIN = "editkit_origin"  # attribute of a model that editkit loaded
 
@@ -60,8 +60,7 @@ def sample_hashes(family: Family, layers: Sequence[int]) -> dict[int, str]:
     stack = _stack(family)
     parts: dict[str, str] = {}
     for name, parameter in family.model.named_parameters():
-        flat = parameter.detach().flatten()
-        entries = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(torch.bfloat16).float().cpu().numpy().tobytes()
+        entries = sampled(parameter).to(torch.bfloat16).float().cpu().numpy().tobytes()
         parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
     kept = _outside(list(parts), stack)
     return {layer: _combined(parts, family, layer, kept) for layer in layers}

@@ -56,6 +56,7 @@ class Family:
             )
         self.blocks: nn.ModuleList = stacks[0]
         self.hidden_size: int = config.hidden_size
+        self._adds_projection: dict[int, bool] = {}
 
     @property
     def depth(self) -> int:
@@ -95,6 +96,8 @@ class Family:
         Not so where the family normalises or scales the MLP's output, or the sum, afterwards. Seen by running one
         token with and without a change of the size of the block's output.
         """
+        if layer in self._adds_projection:
+            return self._adds_projection[layer]
         changes: list[Tensor] = []
         outputs: list[Tensor] = []
 
@@ -109,9 +112,8 @@ class Family:
             outputs.append(hidden_of(output)[0, -1].detach().float())
             raise StopForward
 
-        ids = torch.full(
-            (1, 1), self.vocabulary // 2, device=self.device
-        )  # not the padding token, whose states may be 0
+        # not the padding token, whose states may be 0
+        ids = torch.full((1, 1), self.vocabulary // 2, device=self.device)
         for _ in range(2):
             hooks = [
                 self.projection(layer).register_forward_hook(change),
@@ -120,7 +122,8 @@ class Family:
             with torch.no_grad(), watching(*hooks):
                 self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         error = (outputs[1] - outputs[0] - changes[0].float()).norm() / changes[0].float().norm()
-        return bool(error < max(1e-3, 8 * torch.finfo(changes[0].dtype).eps))
+        self._adds_projection[layer] = bool(error < max(1e-3, 8 * torch.finfo(changes[0].dtype).eps))
+        return self._adds_projection[layer]
 
     def check_layer(self, layer: int) -> None:
         """Raise an ``InputError`` unless the model has block ``layer``."""

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 SAMPLES = 512
 
 
+def sampled(parameter: Tensor) -> Tensor:
+    """Up to 512 evenly spaced entries of a parameter, in its dtype."""
+    flat = parameter.detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
+
+
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 (first 16 hex digits) over every parameter's name, shape and 512 evenly spaced entries, in float32.
@@ -19,10 +25,8 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        step = max(1, len(flat) // SAMPLES)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[::step][:SAMPLES].float().cpu().numpy().tobytes())
+        digest.update(sampled(parameter).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

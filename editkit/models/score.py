@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from editkit.functional.values import group_mean, token_nll
 from editkit.models.family import Family, StopForward, hidden_of, watching
-from editkit.models.replay import positions
-from editkit.models.spans import encode, length_batches, pad
+from editkit.models.spans import encode, length_batches, pad, positions
 
 
 @torch.no_grad()

@@ -125,6 +125,15 @@ def pad(rows: Iterable[Sequence[int]], device: torch.device, left: bool = False)
     return ids.to(device), mask.to(device)
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Position ids of padded rows: 0 at each row's first token, (rows, length) long.
+
+    >>> positions(torch.tensor([[0, 1, 1]]))
+    tensor([[0, 0, 1]])
+    """
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices grouped so that each padded batch has at most ``max_tokens`` tokens, rows of like lengths together.
 

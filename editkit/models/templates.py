@@ -6,8 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from editkit.models.family import Family
-from editkit.models.replay import positions
-from editkit.models.spans import encode, pad
+from editkit.models.spans import encode, pad, positions
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from editkit.models.family import Family, hidden_of, orient, with_hidden
-from editkit.models.replay import Replay, run_prefixes
+from editkit.models.prefixes import run_prefixes
+from editkit.models.replay import Replay
 
 Build = Callable[..., PreTrainedModel]
 #: families whose block does not simply add the projection's output to the residual stream

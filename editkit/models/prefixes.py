@@ -1,0 +1,140 @@
+"""What attention keeps of the text before an edit: keys and values of prefixes, each token run as seldom as can be.
+
+Text that many prefixes begin with (a context template's prefix) is run once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_tensor
+from transformers import DynamicCache
+from typing_extensions import override
+
+from editkit.models.family import Family, StopForward, watching
+from editkit.models.fused import fused_activations
+from editkit.models.spans import pad, positions
+
+Tokens = tuple[int, ...]
+
+
+@dataclass
+class KeysValues:
+    """What attention kept of some rows' prefixes, padded on the left.
+
+    Attributes:
+        layers: per block, keys and values (rows, heads, length, head size), or None where no longer needed.
+        mask: (rows, length) 1 for tokens, 0 for padding.
+    """
+
+    layers: list[tuple[Tensor, Tensor] | None]
+    mask: Tensor
+
+    def select(self, rows: Tensor, first: int = 0) -> KeysValues:
+        """Some rows, in that order; blocks below ``first`` are dropped, and padding that none of the rows needs."""
+        mask = self.mask[rows]
+        padding = int((mask.sum(0) == 0).sum())
+
+        def taken(states: Tensor) -> Tensor:
+            return states[:, :, padding:].index_select(0, rows)
+
+        kept = [
+            None if pair is None or i < first else (taken(pair[0]), taken(pair[1]))
+            for i, pair in enumerate(self.layers)
+        ]
+        return KeysValues(kept, mask[:, padding:])
+
+
+class GrowingCache(DynamicCache):
+    """Continues ``KeysValues``; ends the forward pass once the last block's keys and values are known."""
+
+    def __init__(self, depth: int, start: KeysValues | None) -> None:
+        super().__init__()
+        self.depth = depth
+        for i, pair in enumerate(start.layers if start else []):
+            if pair is not None:
+                super().update(*pair, i)
+
+    @override
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of one block so far, (rows, heads, length, head size) each."""
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.depth - 1:
+            raise StopForward
+        return keys, values
+
+
+def shared_starts(prefixes: Sequence[Tokens]) -> list[int]:
+    """Per prefix, how many of its first tokens to run once for all that begin with them: what saves most tokens.
+
+    >>> shared_starts([(1, 2, 3), (1, 2, 4), (5, 6)])
+    [2, 2, 0]
+    """
+    begins = Counter(prefix[:n] for prefix in prefixes for n in range(1, len(prefix) + 1))
+
+    def saved(prefix: Tokens, n: int) -> int:
+        return n * (begins[prefix[:n]] - 1)
+
+    return [max(range(len(p) + 1), key=lambda n: (saved(p, n) if n else 0, -n)) for p in prefixes]
+
+
+def run_prefixes(family: Family, prefixes: Sequence[Tokens]) -> tuple[KeysValues, dict[Tokens, int]]:
+    """Keys and values of all blocks on distinct ``prefixes`` (none empty), and the row of each; starts run once."""
+    starts = shared_starts(prefixes)
+    distinct = list(dict.fromkeys(p[:n] for p, n in zip(prefixes, starts, strict=True) if n))
+    place = {start: i for i, start in enumerate(distinct)}
+    shared = _grow(family, *pad(distinct, family.device, left=True), None) if distinct else None
+
+    # what remains is run with what has exactly as many tokens left: padding between a start and its continuation
+    # would shift the distances that sliding windows and ALiBi go by
+    parts: dict[tuple[bool, int], list[tuple[Tokens, int]]] = {}
+    for prefix, n in zip(prefixes, starts, strict=True):
+        parts.setdefault((n > 0, len(prefix) - n if n else 0), []).append((prefix, n))
+    found: list[KeysValues] = []
+    for (continues, left), members in parts.items():
+        if not continues or shared is None:
+            found.append(_grow(family, *pad([p for p, _ in members], family.device, left=True), None))
+            continue
+        start = shared.select(torch.tensor([place[p[:n]] for p, n in members], device=family.device))
+        if left:
+            rest = torch.tensor([p[n:] for p, n in members], device=family.device)
+            start = _grow(family, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
+        found.append(start)
+    rows = [prefix for members in parts.values() for prefix, _ in members]
+    return _joined(found), {prefix: i for i, prefix in enumerate(rows)}
+
+
+def _grow(family: Family, ids: Tensor, mask: Tensor, start: KeysValues | None) -> KeysValues:
+    cache = GrowingCache(family.depth, start)
+    with torch.no_grad(), fused_activations(family.model), watching():
+        family.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+    layers: list[Any] = cache.layers
+    return KeysValues([(layer.keys, layer.values) for layer in layers], mask)
+
+
+def _joined(parts: list[KeysValues]) -> KeysValues:
+    """One under the other, padded on the left to the longest."""
+    width = max(part.mask.shape[1] for part in parts)
+    missing = [width - part.mask.shape[1] for part in parts]
+    layers: list[tuple[Tensor, Tensor] | None] = []
+    for pairs in zip(*(part.layers for part in parts), strict=True):
+        keys, values = zip(*pairs, strict=True)
+        layers.append(
+            (
+                torch.cat([pad_tensor(k, (0, 0, n, 0)) for k, n in zip(keys, missing, strict=True)]),
+                torch.cat([pad_tensor(v, (0, 0, n, 0)) for v, n in zip(values, missing, strict=True)]),
+            )
+        )
+    return KeysValues(
+        layers, torch.cat([pad_tensor(part.mask, (n, 0)) for part, n in zip(parts, missing, strict=True)])
+    )
