@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from editkit.errors import InputError
+from editkit.functional.delta import LowRankDelta
 
 
 class DependentKeysError(InputError):
@@ -41,42 +42,6 @@ class DependentKeysError(InputError):
     def __init__(self, message: str, facts: Sequence[int]) -> None:
         super().__init__(message)
         self.facts = tuple(facts)
-
-
-@dataclass(frozen=True)
-class LowRankDelta:
-    """A weight change Δ = left · rightᵀ, of rank at most E.
-
-    Attributes:
-        left: (d_out, r) float64.
-        right: (d_in, r) float64, or None for the identity (then ``left`` is Δ itself, which is the smaller form when
-            there are more facts than input dimensions).
-    """
-
-    left: Tensor
-    right: Tensor | None
-
-    @property
-    def rank(self) -> int:
-        """Upper bound of the rank: the number of columns kept."""
-        return min(self.left.shape) if self.right is None else min(self.left.shape[1], *self.shape)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out, d_in), whatever the orientation of the module's weight."""
-        return self.left.shape[0], self.left.shape[1] if self.right is None else self.right.shape[0]
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The (d_out, d_in) matrix, in ``dtype`` (default: the factors' own)."""
-        matrix = self.left if self.right is None else self.left @ self.right.T
-        return matrix if dtype is None else matrix.to(dtype)
-
-    def norm(self) -> float:
-        """Frobenius norm of Δ, from the r × r Gram matrices."""
-        if self.right is None:
-            return float(self.left.norm())
-        gram = (self.left.T @ self.left) * (self.right.T @ self.right)
-        return float(gram.sum().clamp(min=0).sqrt())
 
 
 @dataclass(frozen=True)
