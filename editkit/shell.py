@@ -21,6 +21,7 @@ from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
+from editkit.runs import RunFolder, free_folder
 from editkit.strategy import with_strategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -51,8 +52,8 @@ class EditkitCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs; it must not exist yet "
-            "(default: runs/EDITOR-N with the first free N).",
+            help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs. Where fit was interrupted, "
+            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, the first free N).",
         )
         parser.set_defaults({"model": {"class_path": "editkit.EMMET"}})
 
@@ -80,21 +81,24 @@ class EditkitCLI(LightningCLI):
         self._prepare()
         self.datamodule.resolve_batch_size(self.model.max_batch_size)
         _ = self.model.edited_layers, self.model.templates  # checked before anything is written
-        self._open()
-        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        report, update = self._callback(Report), self._callback(WeightUpdate)
+        self._open(report, update)
+        if not report.evaluated("before"):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Write and show the report."""
-        self._finish(self._callback(WeightUpdate))
+        size = self.datamodule.batch_size
+        self._finish(f"{type(self.model).__name__}, layers {self.model.edited_layers}, batches of {size}")
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
         self._prepare()
-        self._open()
+        self._open(self._callback(Report), None)
 
     def after_validate(self) -> None:
         """Write and show the report."""
-        self._finish(None)
+        self._finish("nothing edited")
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -110,34 +114,44 @@ class EditkitCLI(LightningCLI):
         self.datamodule.setup()
         self.model.configure_model()
 
-    def _open(self) -> None:
-        if self.trainer.global_rank:  # rank 0 alone writes
-            return
+    def _open(self, report: Report, update: WeightUpdate | None) -> None:
+        """Open the run folder, and take over what an interrupted run left there."""
         asked = self.config[self.subcommand].get("run_dir")
-        folder = Path(asked).expanduser() if asked else _free_folder(type(self.model).__name__.lower())
-        self._callback(Report).open(folder)
-        parser = self._parser(self.subcommand)
-        parser.save(self.config[self.subcommand], folder / "config.yaml", skip_none=False, multifile=False)
-        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version="")]
+        if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
+            if asked:
+                self._take_over(Path(asked).expanduser(), report, update)
+            return
+        folder = RunFolder(Path(asked).expanduser() if asked else free_folder(type(self.model).__name__.lower()))
+        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        folder.check(config, resumable=update is not None)
+        self._take_over(folder.path, report, update)
+        if update is not None:
+            update.check_same(self.model, self.datamodule)
+        folder.open(config)
+        self.run_folder = folder
+        version = f"after_{len(update.edits.batches)}_batches" if update and update.edits.batches else ""
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder.path, name="logs", version=version)]
 
-    def _finish(self, update: WeightUpdate | None) -> None:
+    def _take_over(self, folder: Path, report: Report, update: WeightUpdate | None) -> None:
+        report.keep_in(folder, self.datamodule)
+        if update is None:
+            return
+        update.keep_in(folder / "edits")
+        made = len(update.edits.batches)
+        if made:  # the last one's weights may be there without its scores
+            update.go_on_from(update.edits, made if report.evaluated("after", made - 1) else made - 1)
+            if self.trainer.global_rank == 0:
+                Console().print(f"run folder: {folder} has {made} of {self.datamodule.num_batches} batches: going on")
+
+    def _finish(self, how: str) -> None:
         if self.trainer.global_rank:
             return
         report: Report = self._callback(Report)
-        report.write(update)
-        facts, size = len(self.datamodule.selected), self.datamodule.batch_size
-        name = type(self.model).__name__
-        how = f"{name}, layers {self.model.edited_layers}, batches of {size}" if update else "nothing edited"
+        report.write()
         console = Console()
-        report.show(console, f"{self.model.lm}, {facts} facts, {how}")
+        report.show(console, f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}")
         console.print(f"run folder: {report.folder}", highlight=False)
-
-
-def _free_folder(stem: str) -> Path:
-    number = 0
-    while (folder := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return folder
+        self.run_folder.close()
 
 
 def run(argv: list[str]) -> None:

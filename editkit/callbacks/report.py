@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from editkit.callbacks.weight_update import WeightUpdate
-from editkit.data.module import FactsDataModule
+from editkit.data.module import EvaluationRow, FactsDataModule
 from editkit.editors.base import Editor, Scored
-from editkit.errors import InputError
+from editkit.files import write_whole
 from editkit.metrics.bundle import EditingScores
 from editkit.metrics.editing import KINDS
 from editkit.models.score import continue_greedily
+from editkit.records import Row, join_parts, read_records, write_part
 
+SAMPLE = "sample"  # the kind of rows that hold the model's own words
 SHORT = ("ES", "EM", "PS", "PM", "NS", "NM", "S")
 
 
@@ -33,25 +35,36 @@ class Report(L.Callback):
         before: scores of the unedited model on the run's facts.
         after: scores of each fact after its own batch of edits.
         words: per shown fact, the prompt and the model's words before and after.
+        rows: every prompt measured, as in records.jsonl.
+        folder: where they are written as they come in; None: nowhere.
     """
 
     def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
         self.before, self.after = EditingScores(), EditingScores()
         self.words: dict[int, dict[str, str]] = {}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.folder: Path | None = None
 
-    def open(self, folder: Path) -> None:
-        """Create the run folder; nothing is written anywhere before this."""
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"run_dir: expected a folder that can be created, but {folder} cannot ({error.strerror}); "
-                "choose another"
-            ) from error
-        self.folder = folder
+    def keep_in(self, folder: Path, data: FactsDataModule) -> None:
+        """Write into ``folder`` from now on; what an interrupted run has measured there is taken over."""
+        self.folder, self.rows = folder, read_records(folder)
+        index = {fact.fact_id: i for i, fact in enumerate(data.selected)}
+        for phase, scores in (("before", self.before), ("after", self.after)):
+            taken = [row for row in self.rows if row["phase"] == phase and row["kind"] in KINDS]
+            at = [
+                EvaluationRow(index[r["fact"]], KINDS.index(r["kind"]), r["prompt"], r["target_new"], r["target_true"])
+                for r in taken
+            ]
+            if at:
+                scores.update(at, *(torch.tensor([row[name] for row in taken]) for name in ("nll_new", "nll_true")))
+        for row in self.rows:
+            if row["kind"] == SAMPLE:
+                self._note(index[row["fact"]], row)
+
+    def evaluated(self, phase: str, batch: int | None = None) -> bool:
+        """Whether the unedited model, or the model after a batch, has been measured."""
+        return any(row["phase"] == phase and row["batch"] == batch for row in self.rows)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,31 +73,42 @@ class Report(L.Callback):
         if not isinstance(data, FactsDataModule):
             return
         edited = trainer.state.fn == "fit"
-        self._collect(pl_module.seen, data, trainer.current_epoch if edited else None)
+        phase, batch = ("after", trainer.current_epoch) if edited else ("before", None)
+        rows = self._collect(pl_module.seen, data, phase, batch)
         present = data.batch_indices(trainer.current_epoch) if edited else range(len(data.selected))
         shown = [i for i in range(min(self.samples, len(data.selected))) if i in present]
         prompts = [data.selected[i].text() for i in shown]
         said = continue_greedily(pl_module.family, pl_module.tokenizer, prompts, self.sample_tokens)
-        for i, prompt, words in zip(shown, prompts, said, strict=True):
-            entry = self.words.setdefault(i, {"prompt": prompt, "target_new": data.selected[i].target_new})
-            entry["after" if edited else "before"] = words
-        if edited and self.folder is not None:
-            update = next(c for c in trainer.callbacks if isinstance(c, WeightUpdate))  # type: ignore[attr-defined]
-            update.edits.save_batch(self.folder / "edits", len(update.edits.batches) - 1)
+        for i, prompt, text in zip(shown, prompts, said, strict=True):
+            fact = data.selected[i]
+            row = {
+                "fact": fact.fact_id, "kind": SAMPLE, "prompt": prompt, "target_new": fact.target_new, "phase": phase,
+                "batch": batch, "text": text,
+            }  # fmt: skip
+            rows.append(row)
+            self._note(i, row)
+        self.rows += rows
+        if self.folder is not None and trainer.is_global_zero:
+            write_part(self.folder, phase, batch, rows)
 
-    def _collect(self, seen: list[Scored], data: FactsDataModule, epoch: int | None) -> None:
-        scores = self.before if epoch is None else self.after
-        about = {"phase": "before" if epoch is None else "after", "batch": epoch}
+    def _note(self, index: int, row: Row) -> None:
+        entry = self.words.setdefault(index, {"prompt": row["prompt"], "target_new": row["target_new"]})
+        entry[row["phase"]] = row["text"]
+
+    def _collect(self, seen: list[Scored], data: FactsDataModule, phase: str, batch: int | None) -> list[Row]:
+        scores = self.before if phase == "before" else self.after
+        found = []
         for rows, nll_new, nll_true in seen:
             scores.update(rows, nll_new, nll_true)
             for row, new, true in zip(rows, nll_new.tolist(), nll_true.tolist(), strict=True):
-                self.rows.append(
+                found.append(
                     {
                         "fact": data.selected[row.fact].fact_id, "kind": KINDS[row.kind], "prompt": row.prompt,
-                        "target_new": row.target_new, "target_true": row.target_true, **about,
+                        "target_new": row.target_new, "target_true": row.target_true, "phase": phase, "batch": batch,
                         "nll_new": new, "nll_true": true,
                     }
                 )  # fmt: skip
+        return found
 
     def metrics(self) -> dict[str, Any]:
         """``{"before": {…}, "after": {…}}`` with intervals, and the sample prompts; scores on the 0-100 scale."""
@@ -96,16 +120,12 @@ class Report(L.Callback):
                 found.setdefault("intervals", {})[phase] = {n: [r["low"], r["high"]] for n, r in results.items()}
         return {**found, "samples": list(self.words.values())}
 
-    def write(self, update: WeightUpdate | None = None) -> None:
-        """Write metrics.json, records.jsonl and the ledger into the run folder."""
+    def write(self) -> None:
+        """Write metrics.json and records.jsonl into the run folder."""
         assert self.folder is not None
-        (self.folder / "metrics.json").write_text(
-            json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        with (self.folder / "records.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        if update is not None and update.edits.batches:
-            update.edits.save_index(self.folder / "edits")
+        text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
+        write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
+        join_parts(self.folder)
 
     def show(self, console: Console, title: str) -> None:
         """Print the scores before → after with 95% intervals, and the sample prompts."""

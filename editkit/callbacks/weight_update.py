@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from jsonargparse.typing import NonNegativeFloat
+from rich.progress import track
+from torch import Tensor
 from typing_extensions import override
 
+from editkit.callbacks.found_parts import FoundParts
 from editkit.covariance import factored_moments
+from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor, Found
-from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, stored
-from editkit.errors import InputError
-from editkit.functional import FactoredMoment, LowRankDelta
-from editkit.models.fingerprint import fingerprint, tensor_hash
+from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, load_edits, stored
+from editkit.edits.files import INDEX, write_batch
+from editkit.edits.weights import as_recorded, hashes, samples
+from editkit.errors import InputError, shorten
+from editkit.functional import Delta, FactoredMoment, with_keys
+from editkit.models.fingerprint import fingerprint
 from editkit.strategy import from_rank_zero, gather, place, raise_together
 
 
@@ -24,10 +34,14 @@ class WeightUpdate(L.Callback):
     Args:
         mode: "independent": each batch is made on the unedited weights, restored bit-exactly before it;
             "sequential": each on top of those before it. The last batch's weights stay in both.
+        earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
+            each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
+            other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
 
     Attributes:
         edits: the ledger so far.
-        moments: block to factored second moment of the unedited model.
+        moments: block to factored second moment of the unedited model, and of ``earlier_keys``.
+        folder: where the ledger is kept as it grows; None: nowhere.
 
     To act on each update, subclass and override ``after_update``::
 
@@ -36,14 +50,111 @@ class WeightUpdate(L.Callback):
                 editor.log("norm", sum(d.norm() for d in batch.deltas.values()))
     """
 
-    def __init__(self, mode: Literal["independent", "sequential"] = "independent") -> None:
-        self.mode = mode
+    def __init__(
+        self,
+        mode: Literal["independent", "sequential"] = "independent",
+        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
+    ) -> None:
+        if earlier_keys and mode == "independent":
+            raise InputError(
+                f"weight_update.earlier_keys: independent batches know of no earlier ones, but got {earlier_keys!r}; "
+                "set weight_update.mode to sequential, or leave it out"
+            )
+        self.mode, self.earlier_keys = mode, earlier_keys
         self.edits = Edits(sequential=mode == "sequential")
         self.moments: dict[int, FactoredMoment] = {}
         self.snapshot: WeightSnapshot | None = None
+        self.folder: Path | None = None
+        self.start = 0
 
     def after_update(self, editor: Editor, batch: EditBatch) -> None:
         """Called with each finished batch, after the weights were written; does nothing here."""
+
+    # ---------------------------------------------------------------- going on where a ledger ends
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the ledger in ``folder`` from now on; where one is there already, go on after its batches."""
+        if (folder / INDEX).exists():
+            self.go_on_from(load_edits(folder))
+        self.folder = folder
+
+    def go_on_from(self, edits: Edits, start: int | None = None) -> None:
+        """Begin with a ledger's batches made.
+
+        Args:
+            edits: of the same model, editor and facts; ``on_fit_start`` checks that.
+            start: the batch to begin with. One that the ledger has is written from there, not found again, and then
+                evaluated. Default: the first one that it lacks.
+        """
+        self.edits, self.start = edits, len(edits.batches) if start is None else start
+
+    def check_same(self, editor: Editor, data: FactsDataModule) -> None:
+        """Raise an ``InputError`` unless the ledger at hand was begun with this model, editor and facts."""
+        if not self.edits.model:
+            return
+        about = {name: value for name, value in self._about(editor).items() if name != "versions"}
+        pairs: list[tuple[str, Any, Any]] = [
+            ("model.lm", self.edits.model, fingerprint(editor.family.model)),
+            ("weight_update.mode", self.edits.sequential, self.mode == "sequential"),
+            *((f"model ({name})", self.edits.about.get(name), value) for name, value in about.items()),
+        ]
+        for index, batch in enumerate(self.edits.batches):
+            made = {fact.fact_id for fact in batch.facts} | set(batch.notes.get("dropped", []))
+            asked = {data.selected[i].fact_id for i in data.batch_indices(index)} if index < data.num_batches else set()
+            pairs.append((f"data (facts of batch {index})", sorted(made), sorted(asked)))
+        for name, was, now in pairs:
+            if _plain(was) != _plain(now):
+                raise InputError(
+                    f"run_dir: expected a run with the same settings, but {name} differs there: {_short(was)}, now "
+                    f"{_short(now)}; repeat the run's own command, or choose another run_dir"
+                )
+
+    def _about(self, editor: Editor) -> dict[str, Any]:
+        return {**editor.about(), "earlier_keys": self.earlier_keys}
+
+    def _go_on(self, trainer: L.Trainer, editor: Editor) -> None:
+        """Bring weights and moments to where the ledger's first ``start`` batches leave them."""
+        made = self.edits.batches[: self.start]
+        last = isinstance(data := _data(trainer), FactsDataModule) and self.start == data.num_batches
+        chosen = made if self.mode == "sequential" else made[-1:] if last else []
+        shown = trainer.progress_bar_callback is not None and place()[0] == 0
+        for batch in track(chosen, "Edits so far", disable=not shown or len(chosen) < 10, transient=True):
+            self._write(editor, batch)
+        if chosen and not as_recorded(editor.family, chosen[-1]):
+            warnings.warn(
+                "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "
+                "another machine or version of torch",
+                stacklevel=2,
+            )
+        progress = trainer.fit_loop.epoch_progress.current
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress, name, self.start)
+        if isinstance(data, FactsDataModule):
+            data.made = len(self.edits.batches)
+
+    def _write(self, editor: Editor, batch: EditBatch) -> None:
+        """The weights and moments after a batch of the ledger."""
+        for layer, delta in batch.deltas.items():
+            apply_delta(editor.family, layer, delta)
+        self._preserve(editor, batch.keys)
+
+    def _preserve(self, editor: Editor, keys: dict[int, Tensor]) -> None:
+        """Let later batches preserve these keys too."""
+        for layer, moment in self.moments.items():
+            if layer in keys:
+                self.moments[layer] = with_keys(moment, keys[layer], self._weight_of_keys(editor))
+
+    def _weight_of_keys(self, editor: Editor) -> float:
+        if self.earlier_keys != "auto":
+            return float(self.earlier_keys)
+        if not editor.rho:
+            raise InputError(
+                "weight_update.earlier_keys: 'auto' is 1/ρ, but this editor's ridge ρ is 0; give a number, or "
+                "the editor a ridge"
+            )
+        return 1.0 / editor.rho
+
+    # ---------------------------------------------------------------- Lightning
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -52,7 +163,7 @@ class WeightUpdate(L.Callback):
             return
         if not isinstance(pl_module, Editor):
             raise InputError(f"model: expected an editkit.Editor, but got {type(pl_module).__name__}")
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = _data(trainer)
         if isinstance(data, FactsDataModule):
             data.resolve_batch_size(pl_module.max_batch_size)
             asked = trainer.max_epochs
@@ -62,16 +173,23 @@ class WeightUpdate(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
-        editor = pl_module
+        editor, data = pl_module, _data(trainer)
+        self.folder = from_rank_zero(self.folder)
         editor.family.model.eval()
+        if isinstance(data, FactsDataModule):
+            self.check_same(editor, data)
         self.edits.model = fingerprint(editor.family.model)
-        self.edits.about = editor.about()
+        self.edits.about = {**self.edits.about, **self._about(editor)}
+        if self.earlier_keys:
+            self._weight_of_keys(editor)
         self.snapshot = WeightSnapshot(editor.family, editor.edited_layers)
         if not self.moments:
             progress = trainer.progress_bar_callback is not None
             self.moments = factored_moments(
                 editor.family, editor.tokenizer, editor.edited_layers, editor.moments, progress
             )
+        self._go_on(trainer, editor)
+        self._keep_index()
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,13 +199,35 @@ class WeightUpdate(L.Callback):
         pl_module.found = Found()
 
     @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Editor)
+        if self.folder is not None and batch:
+            found, device = pl_module.found, pl_module.family.device
+            if FoundParts(self.folder).read(trainer.current_epoch, batch_idx, batch, found, device):
+                batch.clear()  # the training step is left with nothing to find
+
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Editor)
+        # of a batch of one step nothing but the update is left
+        if self.folder is not None and batch and (batch_idx or not trainer.is_last_batch) and not pl_module.found.error:
+            FoundParts(self.folder).write(trainer.current_epoch, batch_idx, batch, pl_module.found)
         # validation runs before on_train_epoch_end, so the weights must be written here
         if trainer.is_last_batch:
-            assert isinstance(pl_module, Editor)
-            self._update_everywhere(pl_module)
+            if trainer.current_epoch < len(self.edits.batches):
+                self._write(pl_module, self.edits.batches[trainer.current_epoch])
+            else:
+                self._update_everywhere(pl_module)
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._keep_index()
+
+    # ---------------------------------------------------------------- the update
 
     def _update_everywhere(self, editor: Editor) -> None:
         """``update`` on what all processes found: made by rank 0, and written by the others as it was made there."""
@@ -107,8 +247,7 @@ class WeightUpdate(L.Callback):
         batch = from_rank_zero(batch)
         assert batch is not None
         if rank:
-            for layer, delta in batch.deltas.items():
-                apply_delta(editor.family, layer, delta)
+            self._write(editor, batch)
             self.edits.batches.append(batch)
             self.after_update(editor, batch)
         raise_together(_differing(editor, batch, rank))
@@ -117,35 +256,60 @@ class WeightUpdate(L.Callback):
     def update(self, editor: Editor) -> EditBatch:
         """Solve and write each layer in turn, keys and residuals measured anew on the partly edited model.
 
-        Everything is undone if a later layer cannot be solved.
+        Everything is undone if a later layer cannot be solved, or the ledger not kept.
         """
         groups, layers = editor.found.groups, editor.edited_layers
         values = torch.cat(editor.found.values, 1)
         names = [group[0].subject for group in groups]
         before = WeightSnapshot(editor.family, layers)
-        deltas: dict[int, LowRankDelta] = {}
+        deltas: dict[int, Delta] = {}
+        kept: dict[int, Tensor] = {}
         try:
             for i, layer in enumerate(layers):
                 # the first layer's keys came with the value search; later ones are felt through the edits before them
                 keys = editor.keys(groups, layer) if i else torch.cat(editor.found.keys, 1)
                 residuals = (values - editor.states(groups)) * editor.spread.share(len(layers) - i)
-                solved = editor.solve(keys, residuals, self.moments[layer], names)
-                deltas[layer] = stored(solved)
+                deltas[layer] = stored(editor.solve(keys, residuals, self.moments[layer], names))
                 apply_delta(editor.family, layer, deltas[layer])
+                if self.earlier_keys:
+                    kept[layer] = keys.float().cpu()
+            facts: list[Fact] = [fact for group in groups for fact in group]
+            batch = EditBatch(facts, deltas, hashes(editor.family, layers), samples(editor.family, layers), kept)
+            if self.folder is not None:
+                write_batch(self.folder, len(self.edits.batches), batch)
         except BaseException:
             before.restore()
             raise
-        batch = EditBatch([fact for group in groups for fact in group], deltas, before.hashes())
         self.edits.batches.append(batch)
+        if self.folder is not None:
+            FoundParts(self.folder).clear()
+        self._preserve(editor, kept)
         self.after_update(editor, batch)
         return batch
+
+    def _keep_index(self) -> None:
+        if self.folder is not None and place()[0] == 0:
+            self.edits.save_index(self.folder)
+
+
+def _data(trainer: L.Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
     """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
-    if {layer: tensor_hash(editor.family.weight(layer)) for layer in batch.deltas} == batch.hashes:
+    if hashes(editor.family, batch.deltas) == batch.hashes:
         return None
     return InputError(
         f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "
         "edit; use machines of one kind"
     )
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _short(value: Any) -> str:
+    return shorten(json.dumps(value, default=str, ensure_ascii=False))

@@ -80,6 +80,7 @@ class FactsDataModule(L.LightningDataModule):
         self.source, self.split, self.num_facts = facts, split, num_facts
         self.batch_size, self.facts_per_step, self.seed = batch_size, facts_per_step, seed
         self.selected: list[Fact] = []
+        self.made = 0  # leading batches of edits whose weights are there already, so that nothing is to be found
 
     @classmethod
     def of(cls, facts: Sequence[Fact], batch_size: int | None = None) -> FactsDataModule:
@@ -147,6 +148,8 @@ class FactsDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         batch, world = self.trainer.current_epoch, self.trainer.world_size
+        if batch < self.made:
+            return DataLoader([[]], batch_size=None)  # type: ignore[arg-type]
         groups = group_by_key([self.selected[i] for i in self.batch_indices(batch)])
         share = groups[self.trainer.global_rank :: world]
         longest = math.ceil(len(groups) / world)

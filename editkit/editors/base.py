@@ -36,7 +36,7 @@ from editkit.editors.search import (
 )
 from editkit.editors.spread import Spread
 from editkit.errors import InputError
-from editkit.functional import FactoredMoment, LowRankDelta
+from editkit.functional import Delta, FactoredMoment
 from editkit.functional.values import clamp_norm, group_mean, shrinkage
 from editkit.metrics.bundle import EditingScores
 from editkit.models.family import Family, lookup_states
@@ -207,7 +207,12 @@ class Editor(L.LightningModule):
 
     # ---------------------------------------------------------------- what a method overrides
 
-    def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
+    @property
+    def rho(self) -> float:
+        """ρ of the editor's solve, the ridge on D = KᵀC⁻¹K; 0 where facts are met exactly."""
+        return 0.0
+
+    def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> Delta:
         """The weight change of one layer.
 
         Args:

@@ -26,6 +26,11 @@ class EMMET(Editor):
         super().__init__(**kwargs)
         self.ridge, self.preservation_weight = ridge, preservation_weight
 
+    @property
+    @override
+    def rho(self) -> float:
+        return self.ridge * self.preservation_weight
+
     @override
     def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
         return emmet_update(keys, residuals, moment, self.ridge, self.preservation_weight, names)

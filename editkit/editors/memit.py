@@ -25,6 +25,11 @@ class MEMIT(Editor):
         super().__init__(**kwargs)
         self.preservation_weight = preservation_weight
 
+    @property
+    @override
+    def rho(self) -> float:
+        return self.preservation_weight
+
     @override
     def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:
         return memit_update(keys, residuals, moment, self.preservation_weight, names)

@@ -10,6 +10,7 @@ from editkit.functional.solve import (
     memit_update,
     preservation_memorization_update,
     rome_update,
+    with_keys,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "memit_update",
     "preservation_memorization_update",
     "rome_update",
+    "with_keys",
 ]

@@ -1,4 +1,4 @@
-"""A weight change Δ in the form that is smallest or that its editor made: one union, which the ledger stores as it is."""
+"""A weight change Δ in the smallest form or the one that its editor made: a union, which the ledger stores as it is."""
 
 from __future__ import annotations
 

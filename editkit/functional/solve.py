@@ -103,6 +103,26 @@ def factor_second_moment(second_moment: Tensor | FactoredMoment) -> FactoredMome
     )
 
 
+def with_keys(moment: FactoredMoment, keys: Tensor, weight: float) -> FactoredMoment:
+    """The factored second moment of C + βKKᵀ: keys of earlier edits to preserve beside those that C stands for.
+
+    With β = 1/ρ the next update's objective counts each earlier key as much as a new one, which is recursive least
+    squares: updates for two batches of facts one after the other add up to the update for both at once.
+
+    Args:
+        moment: of C, (d_in, d_in).
+        keys: (d_in, E).
+        weight: β ≥ 0.
+
+    >>> with_keys(FactoredMoment(torch.eye(2).double()), torch.tensor([[3.0], [0.0]]), weight=1 / 3).factor
+    tensor([[2., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+    keys = keys.to(moment.factor)
+    total = torch.addmm(moment.factor @ moment.factor.T, keys, keys.T, alpha=weight)
+    return FactoredMoment(torch.linalg.cholesky(total), moment.jitter)
+
+
 def preservation_memorization_update(
     keys: Tensor,
     residuals: Tensor,

@@ -1,0 +1,164 @@
+"""The ledger of a run's edits, in memory: applied to a model, undone, kept."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from editkit.data.facts import Fact
+from editkit.edits.batch import EditBatch
+from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
+from editkit.edits.weights import WeightSnapshot, apply_delta, as_recorded, check_shapes
+from editkit.errors import InputError
+from editkit.models.family import Family
+from editkit.models.fingerprint import fingerprint
+
+
+@dataclass
+class Edits:
+    """A ledger.
+
+    Attributes:
+        batches: in the order in which they were made.
+        sequential: whether each batch was made on top of those before it (else each on the unedited weights).
+        model: fingerprint of the unedited model.
+        about: editor, hyperparameters, templates, versions: whatever the run recorded (JSON values).
+    """
+
+    batches: list[EditBatch] = field(default_factory=list)
+    sequential: bool = False
+    model: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._ways_back: weakref.WeakKeyDictionary[PreTrainedModel, WeightSnapshot] = weakref.WeakKeyDictionary()
+
+    @property
+    def facts(self) -> list[Fact]:
+        """The facts of all batches."""
+        return [fact for batch in self.batches for fact in batch.facts]
+
+    def save(self, path: str | Path) -> None:
+        """Write ``edits.json`` and one ``batch_*.safetensors`` per batch into the folder ``path``."""
+        folder = Path(path)
+        for index, batch in enumerate(self.batches):
+            write_batch(folder, index, batch)
+        self.save_index(folder)
+        index = len(self.batches)
+        while (left := batch_file(folder, index)).exists():  # of a longer ledger that was here before
+            left.unlink()
+            index += 1
+
+    def save_index(self, folder: Path) -> None:
+        """Write ``edits.json``."""
+        write_index(folder, {"sequential": self.sequential, "model": self.model, "about": self.about}, self.batches)
+
+    def apply(self, model: PreTrainedModel, batch: int | None = None, force: bool = False) -> PreTrainedModel:
+        """Put the edits into a model, in place. On the machine of the run, its weights are then those of the run bit
+        for bit, which their recorded hashes show; elsewhere they agree to 1e-6, which is warned about.
+
+        Args:
+            model: an unedited copy of the model that they were made for.
+            batch: of independent batches, the one to apply; default the only one. Of sequential ones, the last one to
+                apply; default all.
+            force: apply to another model than the one on record, whose weights are then not checked.
+
+        Raises:
+            InputError: another model (fingerprints named), shapes that do not fit, weights that are not those on
+                record, or several independent batches and none chosen. The model is then as it was.
+        """
+        chosen = self._chosen(batch)
+        known = self._is_for(model, force)
+        family = Family(model)
+        for done in chosen:
+            check_shapes(family, done)
+        way_back = WeightSnapshot(family, sorted({layer for done in chosen for layer in done.deltas}))
+        try:
+            for done in chosen:
+                for layer, delta in done.deltas.items():
+                    apply_delta(family, layer, delta)
+            exact = as_recorded(family, chosen[-1]) if known and chosen else True
+        except BaseException:
+            way_back.restore()
+            raise
+        if not exact:
+            warnings.warn(
+                "edits: the weights agree with those of the run to rounding, not bit for bit, as this machine or torch "
+                "multiplies in another order",
+                stacklevel=2,
+            )
+        self._ways_back.setdefault(model, way_back)
+        return model
+
+    def undo(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Put every weight of ``model`` back as it was before ``apply``, bit for bit.
+
+        Raises:
+            InputError: this ledger was not applied to that model.
+        """
+        way_back = self._ways_back.pop(model, None)
+        if way_back is None:
+            raise InputError("model: expected a model to which these edits were applied, but this one is not; load it")
+        way_back.restore()
+        return model
+
+    def without(self, batch: int) -> tuple[Edits, bool]:
+        """The ledger less one batch, and whether applying it equals never having made that batch.
+
+        It does for independent batches, each of which stands on the unedited weights, and for the last one of
+        sequential batches. A later one of those was solved for weights that had the batch in them, and keeps what it
+        owes to it; only making it again can change that (``EditedModel.undo`` with ``recompute``).
+
+        Raises:
+            InputError: there is no such batch.
+        """
+        self.check_batch(batch)
+        exact = not self.sequential or batch == len(self.batches) - 1
+        # whatever came later met other weights than those that will stand before it now
+        after = [b if exact else replace(b, hashes={}, samples={}) for b in self.batches[batch + 1 :]]
+        undone = [*self.about.get("undone", []), {"batch": batch, "as_if_never_made": exact}]
+        return replace(self, batches=self.batches[:batch] + after, about={**self.about, "undone": undone}), exact
+
+    def check_batch(self, batch: int) -> None:
+        """Raise an ``InputError`` unless there is a batch of that number."""
+        if not 0 <= batch < len(self.batches):
+            raise InputError(
+                f"batch: expected the number of a batch, 0 to {len(self.batches) - 1}, but got {batch}; choose another"
+            )
+
+    def _chosen(self, batch: int | None) -> Sequence[EditBatch]:
+        if batch is not None:
+            self.check_batch(batch)
+        if self.sequential:
+            return self.batches if batch is None else self.batches[: batch + 1]
+        if batch is None and len(self.batches) > 1:
+            raise InputError(
+                f"batch: these are {len(self.batches)} independent batches, each for the unedited model; expected the "
+                f"number of one of them, 0 to {len(self.batches) - 1}, but got none"
+            )
+        return self.batches if batch is None else [self.batches[batch]]
+
+    def _is_for(self, model: PreTrainedModel, force: bool) -> bool:
+        came = fingerprint(model)
+        if came != self.model and not force:
+            raise InputError(
+                f"edits: expected the unedited model with fingerprint {self.model}, but got {came}; load the model "
+                "that the edits were made for, unedited and in the same dtype, or pass force=True"
+            )
+        return came == self.model
+
+
+def load_edits(path: str | Path) -> Edits:
+    """Read a ledger written by ``Edits.save`` or by a run, finished or not.
+
+    Raises:
+        InputError: no ledger there, a truncated or foreign file, or a newer schema.
+    """
+    header, batches = read_ledger(Path(path).expanduser())
+    return Edits(batches, **header)
