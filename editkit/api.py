@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -20,7 +22,7 @@ from editkit.data.facts import Fact, as_facts
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
 from editkit.editors.emmet import EMMET
-from editkit.edits import Edits, WeightSnapshot
+from editkit.edits import Edits, WeightSnapshot, apply_delta
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
 from editkit.strategy import on_device
@@ -32,18 +34,53 @@ class EditedModel:
     Attributes:
         model: the transformers model, edited.
         edits: the ledger of what was changed.
-        facts: the facts, in the order given.
+        facts: the facts, in the order given; less those of batches that were undone.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, facts: list[Fact], edits: Edits, way_back: WeightSnapshot, report: Report
-    ):
-        self.model, self.facts, self.edits = model, facts, edits
-        self._way_back, self._report = way_back, report
+    def __init__(self, run: _Run, facts: list[Fact]) -> None:
+        self.model, self.facts = run.model, facts
+        self._run, self._way_back = run, WeightSnapshot(run.editor.family, run.editor.edited_layers)
+        self.edits, self._report = run.fit(facts, None, self._way_back)
 
-    def undo(self) -> PreTrainedModel:
-        """Put every edited weight back, bit for bit."""
+    def undo(self, batch: int | None = None, recompute: bool = False) -> PreTrainedModel:
+        """Put every edited weight back, bit for bit, or take back one batch of edits.
+
+        One of several sequential batches cannot simply be taken out: those after it were solved for weights that had
+        it in them. Without ``recompute`` its weight change is subtracted, the others stay, and a warning says that this
+        is not as if it had never been made; with it, the later batches are searched and solved again. Of independent
+        batches, and for the last of sequential ones, the result always equals never having made it.
+
+        Args:
+            batch: the number of a batch; default all of them.
+            recompute: make the later batches again.
+
+        Raises:
+            InputError: there is no such batch.
+        """
+        if batch is None:
+            self._way_back.restore()
+            return self.model
+        left, exact = self.edits.without(batch)
+        made = [len(b.facts) + len(b.notes.get("dropped", [])) for b in self.edits.batches]
+        first = sum(made[:batch])
+        facts = self.facts[:first] + self.facts[first + made[batch] :]
         self._way_back.restore()
+        if recompute and not exact:
+            begun = replace(left, batches=left.batches[:batch])
+            begun.about["undone"][-1]["as_if_never_made"] = True
+            left, self._report = self._run.fit(facts, begun, self._way_back)
+        elif self.edits.sequential or batch != len(self.edits.batches) - 1:
+            for done in left.batches if self.edits.sequential else left.batches[-1:]:
+                for layer, delta in done.deltas.items():
+                    apply_delta(self._run.editor.family, layer, delta)
+            if not exact:
+                warnings.warn(
+                    f"edits: batch {batch} is taken out, but the result is not as if it had never been made: the "
+                    f"{len(left.batches) - batch} later ones were solved on top of it; undo(batch, recompute=True) "
+                    "makes them again",
+                    stacklevel=2,
+                )
+        self.edits, self.facts = left, facts
         return self.model
 
     def save(self, path: str | Path) -> None:
@@ -102,38 +139,56 @@ def edit(
     editor.configure_model()
     if second_moment is not None:
         editor.moments.path = str(second_moment)
-    update, report = WeightUpdate(mode), Report()
-    device, training = next(model.parameters()).device, model.training
-    trained = [p for p in model.parameters() if p.requires_grad]
-    way_back = WeightSnapshot(editor.family, editor.edited_layers)
-    data = FactsDataModule.of(given, batch_size)
-    with quiet_lightning():
-        trainer = L.Trainer(
-            **on_device(device),
-            max_epochs=-1,
-            reload_dataloaders_every_n_epochs=1,
-            num_sanity_val_steps=0,
-            limit_val_batches=None if evaluate else 0,
-            enable_progress_bar=progress,
-            callbacks=[update, report, *([EditProgress()] if progress else [])],
-        )
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
-    model.eval().requires_grad_(False)
-    try:
+    return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
+
+
+@dataclass
+class _Run:
+    """What ``edit`` was asked for, so that a part of it can be done again."""
+
+    model: PreTrainedModel
+    editor: Editor
+    batch_size: int | None
+    mode: Literal["independent", "sequential"]
+    evaluate: bool
+    progress: bool
+
+    def fit(self, facts: list[Fact], begun: Edits | None, way_back: WeightSnapshot) -> tuple[Edits, Report]:
+        """Edit the model, or go on after the batches of ``begun``; any exception leaves it as ``way_back`` has it."""
+        model, editor = self.model, self.editor
+        update, report = WeightUpdate(self.mode), Report()
+        if begun is not None:
+            update.go_on_from(begun)
+        device, training = next(model.parameters()).device, model.training
+        trained = [p for p in model.parameters() if p.requires_grad]
+        data = FactsDataModule.of(facts, self.batch_size)
         with quiet_lightning():
-            if evaluate:
-                trainer.validate(editor, data, verbose=False)
-            trainer.fit(editor, data)
-    except BaseException as error:
-        way_back.restore()
-        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error  # Trainer makes Ctrl-C an exit of the whole process
-        raise
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)  # which Trainer leaves ignored after Ctrl-C
-        nn.Module.to(model, device).train(training)  # Trainer's teardown leaves models on the CPU
-        for parameter in trained:
-            parameter.requires_grad_(True)
-    return EditedModel(model, given, update.edits, way_back, report)
+            trainer = L.Trainer(
+                **on_device(device),
+                max_epochs=-1,
+                reload_dataloaders_every_n_epochs=1,
+                num_sanity_val_steps=0,
+                limit_val_batches=None if self.evaluate else 0,
+                enable_progress_bar=self.progress,
+                callbacks=[update, report, *([EditProgress()] if self.progress else [])],
+            )
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
+        model.eval().requires_grad_(False)
+        try:
+            with quiet_lightning():
+                if self.evaluate:
+                    trainer.validate(editor, data, verbose=False)
+                trainer.fit(editor, data)
+        except BaseException as error:
+            way_back.restore()
+            if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error  # Trainer makes Ctrl-C an exit of the whole process
+            raise
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)  # which Trainer leaves ignored after Ctrl-C
+            nn.Module.to(model, device).train(training)  # Trainer's teardown leaves models on the CPU
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        return update.edits, report

@@ -125,20 +125,18 @@ class EditkitCLI(LightningCLI):
         config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
         folder.check(config, resumable=update is not None)
         self._take_over(folder.path, report, update)
-        if update is not None:
-            update.check_same(self.model, self.datamodule)
         folder.open(config)
         self.run_folder = folder
-        version = f"after_{len(update.edits.batches)}_batches" if update and update.edits.batches else ""
+        version = f"after_{len(update.edits.batches)}_batches" if update is not None and folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder.path, name="logs", version=version)]
 
     def _take_over(self, folder: Path, report: Report, update: WeightUpdate | None) -> None:
+        if update is not None:
+            update.keep_in(folder / "edits")
+            update.check_same(self.model, self.datamodule)
         report.keep_in(folder, self.datamodule)
-        if update is None:
-            return
-        update.keep_in(folder / "edits")
-        made = len(update.edits.batches)
-        if made:  # the last one's weights may be there without its scores
+        if update is not None and (made := len(update.edits.batches)):
+            # the last one's weights may be there without its scores
             update.go_on_from(update.edits, made if report.evaluated("after", made - 1) else made - 1)
             if self.trainer.global_rank == 0:
                 Console().print(f"run folder: {folder} has {made} of {self.datamodule.num_batches} batches: going on")

@@ -148,7 +148,7 @@ class FactsDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         batch, world = self.trainer.current_epoch, self.trainer.world_size
-        if batch < self.made:
+        if not self.made <= batch < self.num_batches:
             return DataLoader([[]], batch_size=None)  # type: ignore[arg-type]
         groups = group_by_key([self.selected[i] for i in self.batch_indices(batch)])
         share = groups[self.trainer.global_rank :: world]

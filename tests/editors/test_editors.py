@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -14,9 +15,11 @@ from typing_extensions import override
 
 import editkit
 from editkit.callbacks import Report, WeightUpdate
+from editkit.covariance import factored_moments
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule, group_by_key
 from editkit.editors import EMMET, MEMIT, ROME, Editor, LastLayer, SquareRootSpread, ValueSearch
+from editkit.editors.base import Found
 from editkit.errors import InputError
 from editkit.functional import FactoredMoment, LowRankDelta, memit_update
 
@@ -250,3 +253,110 @@ def test_the_trainer_alone_is_enough(moments: Path) -> None:
 def test_rome_refuses_a_batch(atlas: Loaded, moments: Path) -> None:
     with pytest.raises(InputError, match="batch_size"):
         quiet_edit(atlas, ROME(layers=[1]), moments, batch_size=2)
+
+
+def batches_of_two(atlas: Loaded, moments: Path, given: list[Fact], mode: str = "sequential") -> editkit.EditedModel:
+    editor = EMMET(layers=[1], values=ValueSearch(**QUICK))
+    return quiet_edit(atlas, editor, moments, given, batch_size=2, mode=mode)
+
+
+def test_one_batch_is_undone_and_the_later_ones_made_again(atlas: Loaded, moments: Path) -> None:
+    given, before = facts(6), weights(atlas[0])
+    batches_of_two(atlas, moments, given[:2] + given[4:])
+    never_made = weights(atlas[0])
+    for name, parameter in atlas[0].named_parameters():
+        parameter.data.copy_(before[name])
+    edited = batches_of_two(atlas, moments, given)
+    edited.undo(batch=1, recompute=True)
+    assert same(atlas[0], never_made)
+    assert edited.facts == given[:2] + given[4:]
+    assert edited.edits.about["undone"] == [{"batch": 1, "as_if_never_made": True}]
+    edited.undo()
+    assert same(atlas[0], before)
+
+
+def test_one_batch_is_taken_out_of_sequential_ones_and_the_difference_told(atlas: Loaded, moments: Path) -> None:
+    given = facts(6)
+    edited = batches_of_two(atlas, moments, given)
+    with pytest.warns(UserWarning, match="not as if it had never been made: the 1 later"):
+        edited.undo(batch=1)
+    deltas = [b.deltas[1].dense().double() for b in edited.edits.batches]
+    assert len(deltas) == 2
+    now = atlas[0].transformer.h[1].mlp.c_proj.weight.double()
+    edited.undo()
+    change = (now - atlas[0].transformer.h[1].mlp.c_proj.weight.double()).T
+    torch.testing.assert_close(change, deltas[0] + deltas[1], rtol=1e-4, atol=1e-6)
+
+
+def test_undoing_the_last_batch_is_exact(atlas: Loaded, moments: Path) -> None:
+    given, before = facts(4), weights(atlas[0])
+    first = batches_of_two(atlas, moments, given[:2])
+    after_first = weights(atlas[0])
+    first.undo()
+    edited = batches_of_two(atlas, moments, given)
+    edited.undo(batch=1)
+    assert same(atlas[0], after_first)
+    edited.undo()
+    apart = batches_of_two(atlas, moments, given, mode="independent")
+    stands = weights(atlas[0])
+    apart.undo(batch=0)  # whose weights are not those that stand
+    assert same(atlas[0], stands)
+    apart.undo(batch=0)
+    assert same(atlas[0], before)
+    with pytest.raises(InputError, match="batch"):
+        apart.undo(batch=0)
+
+
+def test_two_editors_on_two_models_do_not_disturb_each_other(atlas: Loaded, moments: Path, tmp_path: Path) -> None:
+    other = editkit.load_language_model("atlas")
+    alone = batches_of_two(atlas, moments, facts(4))
+    expected = weights(atlas[0])
+    alone.undo()
+    before = weights(other[0])
+    one = batches_of_two(atlas, moments, facts(4))
+    two = quiet_edit(other, MEMIT(layers=[2], values=ValueSearch(**QUICK)), tmp_path / "two", facts(2))
+    assert same(atlas[0], expected)
+    one.undo()
+    assert not same(other[0], before)
+    two.undo()
+    assert same(other[0], before)
+
+
+def test_earlier_keys_make_sequential_least_squares_one_solve(atlas: Loaded, moments: Path) -> None:
+    """With β = 1/ρ, for the same keys and values: recursive least squares."""
+    editor = MEMIT(preservation_weight=20.0, layers=[1], values=ValueSearch(context_templates=BARE, **QUICK))
+    editor.attach(*atlas)
+    groups = [[fact] for fact in facts(6)]
+    before = weights(atlas[0])
+
+    def solved(parts: list[list[list[Fact]]], earlier_keys: float | str) -> Tensor:
+        for name, parameter in atlas[0].named_parameters():
+            parameter.data.copy_(before[name])
+        update = WeightUpdate("sequential", earlier_keys)
+        source = replace(editor.moments, path=str(moments))
+        update.moments = factored_moments(editor.family, editor.tokenizer, [1], source)
+        for part in parts:
+            keys = torch.stack([columns[part_fact[0].fact_id][0] for part_fact in part], 1)
+            values = torch.stack([columns[part_fact[0].fact_id][1] for part_fact in part], 1)
+            editor.found = Found(part, [keys], [values])
+            update.update(editor)
+        return sum(b.deltas[1].dense().double() for b in update.edits.batches)
+
+    editor.find_values(groups)
+    keys, values = editor.found.keys[0], editor.found.values[0]
+    columns = {g[0].fact_id: (keys[:, i], values[:, i]) for i, g in enumerate(groups)}
+    together = solved([groups], 0.0)
+    # the bare key is the mean key here, as there is one bare template, so that residuals add up too
+    apart = solved([groups[:4], groups[4:]], "auto")
+    forgotten = solved([groups[:4], groups[4:]], 0.0)
+    assert (apart - together).norm() < 1e-4 * together.norm()
+    assert (forgotten - together).norm() > 10 * (apart - together).norm()
+
+
+def test_earlier_keys_need_sequential_batches_and_a_ridge(atlas: Loaded, moments: Path) -> None:
+    with pytest.raises(InputError, match="earlier_keys: independent"):
+        WeightUpdate("independent", 1.0)
+    editor = EMMET(layers=[1], values=ValueSearch(**QUICK))
+    editor.attach(*atlas)
+    with pytest.raises(InputError, match="ridge ρ is 0"):
+        WeightUpdate("sequential", "auto")._weight_of_keys(editor)

@@ -1,0 +1,209 @@
+"""A run that is killed and started again ends as one that was not: same weights bit for bit, same rows and metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editkit import load_edits
+from editkit.cli import main
+from editkit.models.fingerprint import tensor_hash
+
+ROOT = Path(__file__).resolve().parents[2]
+FACTS, BATCH = 10, 3  # four batches of edits, the last of one fact
+# a process that ends itself, as a kill would, when it is about to do something for the n-th time
+KILLED_AT = """
+import importlib, os, signal, sys
+owner, name, left = importlib.import_module(sys.argv[1]), sys.argv[2], [int(sys.argv[3])]
+real = getattr(owner, name)
+def deadly(*args, **kwargs):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(owner, name, deadly)
+from editkit.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+POINTS = {
+    "before the first value is kept": ("editkit.callbacks.found_parts", "write_whole", 1),
+    "within a batch": ("editkit.callbacks.found_parts", "write_whole", 4),
+    "with a batch solved but not kept": ("editkit.edits.files", "write_whole", 3),
+    "with a batch kept but not measured": ("editkit.records", "write_whole", 4),
+    "with all measured but the end": ("editkit.callbacks.report", "write_whole", 1),
+}
+
+
+def arguments(moments: Path, run: Path, mode: str = "sequential", facts: int = FACTS) -> list[str]:
+    where = json.dumps({"path": str(moments), "num_tokens": 8000})
+    return [
+        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), f"--model.moments={where}",
+        f"--data.num_facts={facts}", f"--data.batch_size={BATCH}", "--data.facts_per_step=1",
+        f"--weight_update.mode={mode}", "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
+        *(["--weight_update.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Uninterrupted runs, and the moments of all."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(folder / "moments", folder / "sequential")) == 0
+    assert main(arguments(folder / "moments", folder / "independent", "independent")) == 0
+    return {name: folder / name for name in ("moments", "sequential", "independent")}
+
+
+def contents(run: Path) -> dict[str, object]:
+    """Everything that a run left, but for its config and logs."""
+    tensors = {
+        f"{file.name} {name}": tensor_hash(tensor)
+        for file in sorted((run / "edits").glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+    files = ("metrics.json", "records.jsonl", "edits/edits.json")
+    return tensors | {name: (run / name).read_text(encoding="utf-8") for name in files}
+
+
+def deadly(point: tuple[str, str, int], command: list[str]) -> int:
+    arguments = [sys.executable, "-c", KILLED_AT, point[0], point[1], str(point[2]), *command]
+    return subprocess.run(arguments, capture_output=True, timeout=200, check=False).returncode
+
+
+QUICK = ("within a batch", "with a batch kept but not measured")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in POINTS]
+)
+def test_killed_at_a_point_and_started_again(tmp_path: Path, whole: dict[str, Path], name: str) -> None:
+    command = arguments(whole["moments"], tmp_path / "run")
+    assert deadly(POINTS[name], command) == -signal.SIGKILL
+    assert main(command) == 0
+    assert contents(tmp_path / "run") == contents(whole["sequential"])
+    assert not (tmp_path / "run" / "edits" / "found").exists()
+
+
+def test_independent_batches_too(tmp_path: Path, whole: dict[str, Path]) -> None:
+    command = arguments(whole["moments"], tmp_path / "run", "independent")
+    assert deadly(("editkit.records", "write_whole", 3), command) == -signal.SIGKILL
+    assert main(command) == 0
+    assert contents(tmp_path / "run") == contents(whole["independent"])
+
+
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from editkit.editors.base import Editor
+
+    searched: list[str] = []
+    search = Editor.find_values
+
+    def counting(self: Editor, batch: list[list[object]], optimizer: object = None) -> None:
+        searched.extend(group[0].subject for group in batch)  # type: ignore[attr-defined]
+        search(self, batch, optimizer)
+
+    monkeypatch.setattr(Editor, "find_values", counting)
+    command = arguments(whole["moments"], tmp_path / "run")
+    # in the second batch: the first fact's values are kept, the second one's not yet
+    assert deadly(("editkit.callbacks.found_parts", "write_whole", 5), command) == -signal.SIGKILL
+    assert main(command) == 0
+    assert len(searched) == FACTS - BATCH - 1
+    assert "1 of 4 batches" in capsys.readouterr().out
+    searched.clear()
+    assert main(command) == 0  # a finished run only shows its table again
+    assert not searched
+    assert contents(tmp_path / "run") == contents(whole["sequential"])
+
+
+def test_the_ledger_gives_the_weights_of_the_run(
+    whole: dict[str, Path], atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    edits = load_edits(whole["sequential"] / "edits")
+    model = edits.apply(atlas[0])
+    weight = model.transformer.h[0].mlp.c_proj.weight
+    assert {0: tensor_hash(weight)} == edits.batches[-1].hashes
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["--model.ridge=2"], ("model.init_args.ridge", "1.0", "2.0")),
+        (["--data.num_facts=9"], ("data.num_facts", "10", "9")),
+        (["--weight_update.earlier_keys=0.5"], ("weight_update.earlier_keys", "auto", "0.5")),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    whole: dict[str, Path], changes: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(whole["sequential"])
+    assert main([*arguments(whole["moments"], whole["sequential"]), *changes]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in ("run_dir", *told)), error
+    assert contents(whole["sequential"]) == before
+
+
+def test_other_facts_under_the_same_name_are_found_out(
+    tmp_path: Path, whole: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from editkit.atlas.world import load_world
+
+    facts = tmp_path / "facts.jsonl"
+    world = load_world().records("report")
+
+    def write(count: int) -> None:
+        records = [
+            {"subject": f.subject, "prompt": f.prompt, "target_new": f.target_new, "id": f.fact_id} for f in world
+        ]
+        facts.write_text("\n".join(json.dumps(r) for r in records[count : count + 4]), encoding="utf-8")
+
+    write(0)
+    command = [*arguments(whole["moments"], tmp_path / "run", facts=4), f"--data.facts={facts}"]
+    assert main(command) == 0
+    write(2)
+    assert main(command) == 2
+    assert "facts of batch 0" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_share_a_run_folder(
+    tmp_path: Path, whole: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(arguments(whole["moments"], tmp_path / "run")) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def killed_after(seconds: float, command: list[str], run: Path) -> bool:
+    """Whether a process was still at work so long after it opened its run folder, and is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "editkit.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (run / ".lock").exists():
+            time.sleep(0.01)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 21))])
+def test_killed_at_a_random_moment(tmp_path: Path, whole: dict[str, Path], seed: int) -> None:
+    command = arguments(whole["moments"], tmp_path / "run")
+    killed_after(random.Random(seed).uniform(0.0, 4.0), command, tmp_path / "run")
+    assert main(command) == 0
+    assert contents(tmp_path / "run") == contents(whole["sequential"])
