@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from editkit.functional import (
     factor_second_moment,
     memit_update,
     preservation_memorization_update,
+    ridge_path,
     rome_update,
+    solve,
 )
 
 D_IN, D_OUT, FACTS = 24, 10, 7
@@ -224,6 +227,43 @@ def test_singular_moment_gets_a_stated_jitter() -> None:
         factored = factor_second_moment(thin @ thin.T)
     assert factored.jitter > 0
     assert memit_update(keys, residuals, factored, 1.0).dense().isfinite().all()
+
+
+def exactly(keys: Tensor, residuals: Tensor, moment: Tensor, rho: float) -> Tensor:
+    """R Kᵀ (ρC + KKᵀ)⁻¹ with 80 digits."""
+    with mpmath.workdps(80):
+        k, r, c = (mpmath.matrix(t.tolist()) for t in (keys, residuals, moment))
+        solved = (rho * c + k * k.T) ** -1 * (k * r.T)
+        return torch.tensor([[float(x) for x in row] for row in solved.T.tolist()], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("facts", "tolerance"), [(8, 1e-4), (40, 1e-8)])
+def test_an_ill_conditioned_moment(facts: int, tolerance: float) -> None:
+    size, rho = 16, 1e-3
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+    basis = torch.linalg.qr(draw(size, size))[0] * torch.logspace(-6, 0, size, dtype=torch.float64)
+    moment = basis @ basis.T  # condition 1e12
+    moment = (moment + moment.T) / 2
+    keys, residuals = basis @ draw(size, facts), draw(3, facts)  # keys as the moment has them
+    expected = exactly(keys, residuals, moment, rho)
+    assert close(preservation_memorization_update(keys, residuals, moment, rho).dense(), expected, tolerance)
+    assert close(ridge_path(keys, residuals, moment).delta(rho).dense(), expected, tolerance)
+    # without whitening, four digits are lost
+    unwhitened = torch.linalg.solve(rho * moment + keys @ keys.T, keys @ residuals.T).T
+    assert not close(unwhitened, expected, 100 * tolerance)
+
+
+def test_many_facts_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, residuals, moment = problem(5 * D_IN)
+    whole = memit_update(keys, residuals, moment, 5.0).dense()
+    monkeypatch.setattr(solve, "CHUNK", 7)
+    monkeypatch.setattr(solve, "BLOCK", 5)
+    assert close(memit_update(keys, residuals, moment, 5.0).dense(), whole, 1e-12)
+    assert close(
+        memit_update(keys[:, :9], residuals[:, :9], moment, 5.0).dense(),
+        inverse_route(keys[:, :9], residuals[:, :9], moment, 5.0),
+    )
+    assert torch.equal(factor_second_moment(moment).factor.triu(1), torch.zeros(D_IN, D_IN, dtype=torch.float64))
 
 
 def test_functional_imports_torch_alone() -> None:
