@@ -18,7 +18,7 @@ from editkit.files import write_whole
 from editkit.metrics.bundle import EditingScores
 from editkit.metrics.editing import KINDS
 from editkit.models.score import continue_greedily
-from editkit.records import Row, join_parts, read_records, write_part
+from editkit.records import Row, read_records, write_part, write_records
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
 SHORT = ("ES", "EM", "PS", "PM", "NS", "NM", "S")
@@ -46,9 +46,16 @@ class Report(L.Callback):
         self.rows: list[Row] = []
         self.folder: Path | None = None
 
-    def keep_in(self, folder: Path, data: FactsDataModule) -> None:
-        """Write into ``folder`` from now on; what an interrupted run has measured there is taken over."""
-        self.folder, self.rows = folder, read_records(folder)
+    def keep_in(self, folder: Path, data: FactsDataModule, made: int = 0) -> None:
+        """Write into ``folder`` from now on.
+
+        Args:
+            folder: the run folder; what an interrupted run has measured there is taken over.
+            data: the run's facts.
+            made: batches of edits that the ledger has; scores of others do not count.
+        """
+        self.folder = folder
+        self.rows = [row for row in read_records(folder) if row["batch"] is None or row["batch"] < made]
         index = {fact.fact_id: i for i, fact in enumerate(data.selected)}
         for phase, scores in (("before", self.before), ("after", self.after)):
             taken = [row for row in self.rows if row["phase"] == phase and row["kind"] in KINDS]
@@ -125,7 +132,7 @@ class Report(L.Callback):
         assert self.folder is not None
         text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
         write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
-        join_parts(self.folder)
+        write_records(self.folder, self.rows)
 
     def show(self, console: Console, title: str) -> None:
         """Print the scores before → after with 95% intervals, and the sample prompts."""
