@@ -24,10 +24,22 @@ from editkit.models.family import Family
 from editkit.models.fingerprint import fingerprint
 
 LOAD = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
+{imported}
 
-model = AutoModelForCausalLM.from_pretrained({base!r}, dtype="{dtype}")
+{loaded}
 model = PeftModel.from_pretrained(model, "THIS FOLDER")"""
+
+
+def _how_to_load(lm: str, dtype: str) -> str:
+    if lm == "atlas":
+        return LOAD.format(
+            imported="from editkit import load_language_model",
+            loaded=f'model, tokenizer = load_language_model("atlas", "{dtype}")',
+        )
+    return LOAD.format(
+        imported="from transformers import AutoModelForCausalLM",
+        loaded=f'model = AutoModelForCausalLM.from_pretrained({json.dumps(lm)}, dtype="{dtype}")',
+    )
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,7 @@ def export_adapter(
             cannot be written, or what ``Edits.apply`` raises.
     """
     folder = check_new_folder(Path(output), "output")
-    changes = _changes(edits, batch)
-    highest = max(rank_bound(deltas) for deltas in changes.values())
-    if rank is not None and not 1 <= rank <= highest:
-        raise InputError(
-            f"rank: expected a number from 1 to {highest}, the most that these edits can have, but got {rank}; leave "
-            "it out for an adapter without loss"
-        )
+    changes = changes_of(edits, batch, rank)
     name = lm or model.config.name_or_path or type(model).__name__
     edits.apply(model, batch)  # which checks model, shapes and hashes
     edited = fingerprint(model)
@@ -115,7 +121,7 @@ def export_adapter(
         edited,
         "peft",
         f"a LoRA adapter for {name}",
-        LOAD.format(base=name, dtype=str(model.dtype).removeprefix("torch.")),
+        _how_to_load(name, str(model.dtype).removeprefix("torch.")),
         _ranks(layers),
     )
 
@@ -128,8 +134,13 @@ def export_adapter(
     return layers
 
 
-def _changes(edits: Edits, batch: int | None) -> dict[int, list[Delta]]:
-    """Block to its weight changes, batch after batch."""
+def changes_of(edits: Edits, batch: int | None = None, rank: int | None = None) -> dict[int, list[Delta]]:
+    """Block to its weight changes, batch after batch, all that an adapter of at most ``rank`` can be made of.
+
+    Raises:
+        InputError: no such batch, several independent ones and none chosen, edits that change no weights, or a rank
+            that they cannot have.
+    """
     changes: dict[int, list[Delta]] = {}
     for done in edits.chosen(batch):
         for layer, delta in done.deltas.items():
@@ -138,6 +149,12 @@ def _changes(edits: Edits, batch: int | None) -> dict[int, list[Delta]]:
     if not changes:
         raise InputError(
             "edits: expected a ledger with weight changes, but these edits change none; an adapter holds nothing else"
+        )
+    highest = max(rank_bound(deltas) for deltas in changes.values())
+    if rank is not None and not 1 <= rank <= highest:
+        raise InputError(
+            f"rank: expected a number from 1 to {highest}, the most that these edits can have, but got {rank}; leave "
+            "it out for an adapter without loss"
         )
     return dict(sorted(changes.items()))
 

@@ -30,6 +30,8 @@ def model_card(
     about = edits.about
     editor = about.get("editor", "an editor not on record")
     settings = {name: value for name, value in about.items() if name not in ("editor", "versions")}
+    if isinstance(given := settings.get("hyperparameters"), dict):  # without the parser's own notes
+        settings["hyperparameters"] = {name: value for name, value in given.items() if not name.startswith("_")}
     versions = ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()) or "not on record"
     # only a hub's name means anything to the hub
     on_hub = lm != "atlas" and not lm.startswith((".", "/", "~")) and not Path(lm).exists()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from editkit.edits import load_edits
 from editkit.errors import InputError
-from editkit.export.adapter import AdapterLayer, export_adapter, shown
+from editkit.export.adapter import AdapterLayer, changes_of, export_adapter, shown
 from editkit.export.checkpoint import export_checkpoint
 from editkit.files import check_new_folder
 from editkit.models.load import load_language_model
@@ -73,7 +73,8 @@ def run(argv: list[str]) -> None:
         )
     output = check_new_folder(Path(options.output), "output")
     edits = load_edits(options.edits)
-    edits.chosen(options.batch)  # before minutes are spent on reading the model
+    # before minutes are spent on reading the model
+    changes_of(edits, options.batch, options.rank) if options.format == "lora" else edits.chosen(options.batch)
     recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -100,7 +101,7 @@ def show(console: Console, layers: list[AdapterLayer]) -> None:
     """Print ranks and errors."""
     table = Table(title="LoRA adapter", title_justify="left")
     for name in ("block", "module", "rank", "rank of the edit", "relative error"):
-        table.add_column(name, justify="left" if name == "module" else "right")
+        table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
     for layer in layers:
         table.add_row(str(layer.layer), layer.module, str(layer.rank), str(layer.full_rank), shown(layer.error))
     console.print(table)
