@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from editkit.edits import Edits
 from editkit.errors import InputError
 from editkit.export.card import model_card
+from editkit.export.changes import changes_of
 from editkit.files import check_new_folder, write_whole_folder
-from editkit.functional.compress import compressed, rank_bound
-from editkit.functional.delta import Delta, NoDelta
+from editkit.functional.compress import compressed
 from editkit.models.family import Family
 from editkit.models.fingerprint import fingerprint
 
@@ -132,31 +132,6 @@ def export_adapter(
 
     write_whole_folder(folder, write, "output")
     return layers
-
-
-def changes_of(edits: Edits, batch: int | None = None, rank: int | None = None) -> dict[int, list[Delta]]:
-    """Block to its weight changes, batch after batch, all that an adapter of at most ``rank`` can be made of.
-
-    Raises:
-        InputError: no such batch, several independent ones and none chosen, edits that change no weights, or a rank
-            that they cannot have.
-    """
-    changes: dict[int, list[Delta]] = {}
-    for done in edits.chosen(batch):
-        for layer, delta in done.deltas.items():
-            if not isinstance(delta, NoDelta):
-                changes.setdefault(layer, []).append(delta)
-    if not changes:
-        raise InputError(
-            "edits: expected a ledger with weight changes, but these edits change none; an adapter holds nothing else"
-        )
-    highest = max(rank_bound(deltas) for deltas in changes.values())
-    if rank is not None and not 1 <= rank <= highest:
-        raise InputError(
-            f"rank: expected a number from 1 to {highest}, the most that these edits can have, but got {rank}; leave "
-            "it out for an adapter without loss"
-        )
-    return dict(sorted(changes.items()))
 
 
 def _config(base: str, layers: list[AdapterLayer], transposed: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.edits import Edits
 from editkit.export.card import model_card
+from editkit.export.changes import changes_of
 from editkit.files import check_new_folder, write_whole_folder
 from editkit.models.fingerprint import fingerprint
 
@@ -39,9 +40,11 @@ def export_checkpoint(
         The folder.
 
     Raises:
-        InputError: there is something in the folder, it cannot be written, or what ``Edits.apply`` raises.
+        InputError: there is something in the folder, it cannot be written, the edits are not of weights, or what
+            ``Edits.apply`` raises.
     """
     folder = check_new_folder(Path(output), "output")
+    changes_of(edits, batch)  # or there is nothing to ship
     name = lm or model.config.name_or_path or type(model).__name__
     edits.apply(model, batch)
     try:

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from editkit.edits import load_edits
 from editkit.errors import InputError
-from editkit.export.adapter import AdapterLayer, changes_of, export_adapter, shown
+from editkit.export.adapter import AdapterLayer, export_adapter, shown
+from editkit.export.changes import changes_of
 from editkit.export.checkpoint import export_checkpoint
 from editkit.files import check_new_folder
 from editkit.models.load import load_language_model
@@ -73,8 +74,7 @@ def run(argv: list[str]) -> None:
         )
     output = check_new_folder(Path(options.output), "output")
     edits = load_edits(options.edits)
-    # before minutes are spent on reading the model
-    changes_of(edits, options.batch, options.rank) if options.format == "lora" else edits.chosen(options.batch)
+    changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -188,8 +188,13 @@ def test_what_it_refuses_leaves_nothing(
     for rank in (0, -1, 4):
         with pytest.raises(InputError, match=rf"rank: expected a number from 1 to 3.*but got {rank}"):
             export_adapter(edits, model, out, rank=rank)
-    with pytest.raises(InputError, match="edits: expected a ledger with weight changes"):
-        export_adapter(ledger(model, {0: NoDelta((32, 128))}), model, out)
+    nothing, prompted = ledger(model, {0: NoDelta((32, 128))}), ledger(model, {0: change(model, 0, 1)})
+    prompted.batches[0].prompt = "Lyon lies in Peru."
+    for export in (export_adapter, lambda e, m, o: export_checkpoint(e, m, tokenizer, o)):
+        with pytest.raises(InputError, match="edits: expected a ledger with weight changes"):
+            export(nothing, model, out)
+        with pytest.raises(InputError, match="edits act in the prompt"):
+            export(prompted, model, out)
     with pytest.raises(InputError, match="edits: expected a change of some weight"):
         export_adapter(
             Edits([EditBatch(FACTS, {0: DenseDelta(torch.zeros(32, 128))})], True, fingerprint(model)), model, out
