@@ -51,18 +51,19 @@ def dependent_columns(matrix: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ..
     """
     lengths = matrix.norm(dim=0)
     kept = torch.arange(matrix.shape[1], device=matrix.device)
-    orthonormal, triangular = torch.linalg.qr(matrix)
+    _, triangle = torch.linalg.qr(matrix, mode="r")  # has the columns' lengths and angles, in fewer rows
+    orthonormal, triangular = triangle, triangle
     while len(drop := _dropped(triangular, lengths[kept], tolerance(dtype))):
         left = torch.ones(len(kept), dtype=torch.bool, device=matrix.device)
         left[drop] = False
         kept = kept[left]
-        orthonormal, triangular = torch.linalg.qr(matrix[:, kept])
+        orthonormal, triangular = torch.linalg.qr(triangle[:, kept])
     gone = torch.ones_like(lengths, dtype=torch.bool)
     gone[kept] = False
     dropped = gone.nonzero().flatten()
     if not len(dropped):
         return (), ()
-    weights = torch.linalg.solve_triangular(triangular, orthonormal.T @ matrix[:, dropped], upper=True)
+    weights = torch.linalg.solve_triangular(triangular, orthonormal.T @ triangle[:, dropped], upper=True)
     carried = weights.abs() * lengths[kept][:, None] >= CARRIES * lengths[dropped].clamp(min=TINY)
     return tuple(dropped.tolist()), _groups(dropped, kept, carried)
 
