@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from editkit.edits import Edits, load_edits
     from editkit.errors import InputError
+    from editkit.export import export_adapter, export_checkpoint
     from editkit.models.load import load_language_model
 
 _HOME = {
@@ -34,7 +35,7 @@ _HOME = {
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
     "WeightUpdate": "callbacks", "Report": "callbacks",
     "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "errors",
-    "load_language_model": "models.load",
+    "load_language_model": "models.load", "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "ValueSearch",
     "WeightUpdate",
     "edit",
+    "export_adapter",
+    "export_checkpoint",
     "load_edits",
     "load_facts",
     "load_language_model",

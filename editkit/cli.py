@@ -15,6 +15,7 @@ commands:
   validate    measure a model on facts without editing it
   covariance  estimate second moments of keys over text, before many runs: editkit covariance --config
               configs/covariance.yaml (fit does it by itself where they are missing)
+  export      write an edited model as a checkpoint or a LoRA adapter: editkit export --edits RUN/edits --output DIR
 
 editkit COMMAND --help lists a command's options; editkit COMMAND --model.help=editkit.EMMET those of an editor
 (editkit.ROME, editkit.MEMIT, editkit.EMMET, or your own subclass of editkit.Editor by its import path).
@@ -32,6 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "fit": _lightning,
         "validate": _lightning,
         "covariance": _covariance,
+        "export": _export,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(HELP)
@@ -65,6 +67,12 @@ def _lightning(argv: list[str]) -> None:
 
 def _covariance(argv: list[str]) -> None:
     from editkit.covariance.shell import run
+
+    run(argv)
+
+
+def _export(argv: list[str]) -> None:
+    from editkit.export.shell import run
 
     run(argv)
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,48 @@ def write_whole(file: Path, write: Callable[[Path], object], field: str = "path"
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path, field: str) -> Path:
+    """The absolute path of a folder that is to be made whole by ``write_whole_folder``.
+
+    Raises:
+        InputError: something is there that is not an empty folder.
+    """
+    where = folder.expanduser().resolve()
+    if where.exists() and (not where.is_dir() or any(where.iterdir())):
+        what = "has files in it" if where.is_dir() else "is a file"
+        raise InputError(
+            f"{field}: expected a folder that is empty or does not exist yet, but {folder} {what}; choose another, or "
+            "empty it"
+        )
+    return where
+
+
+def write_whole_folder(folder: Path, write: Callable[[Path], object], field: str = "path") -> None:
+    """Write a folder under another name beside its own, then rename: there is a whole folder, or none.
+
+    Args:
+        folder: where it goes; empty or not there yet. Its parents are made.
+        write: fills the folder that it is given.
+        field: name of the user's option that chose the place, for the message.
+
+    Raises:
+        InputError: there is something already, or it could not be written (no space, no permission).
+    """
+    where = check_new_folder(folder, field)
+    part = where.with_name(f".{where.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        part.replace(where)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{field}: expected to write the folder {folder}, but could not ({error}); nothing was left there: make "
+            "room, or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def digest(*parts: object) -> str:

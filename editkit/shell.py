@@ -210,4 +210,5 @@ def _reason(text: str) -> str:
     causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
     told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
     cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
+    cause = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", cause).replace("a <class 'int'>", "an integer")
     return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"

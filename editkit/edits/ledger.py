@@ -76,7 +76,7 @@ class Edits:
             InputError: another model (fingerprints named), shapes that do not fit, weights that are not those on
                 record, or several independent batches and none chosen. The model is then as it was.
         """
-        chosen = self._chosen(batch)
+        chosen = self.chosen(batch)
         known = self._is_for(model, force)
         family = Family(model)
         for done in chosen:
@@ -135,7 +135,12 @@ class Edits:
                 f"batch: expected the number of a batch, 0 to {len(self.batches) - 1}, but got {batch}; choose another"
             )
 
-    def _chosen(self, batch: int | None) -> Sequence[EditBatch]:
+    def chosen(self, batch: int | None = None) -> Sequence[EditBatch]:
+        """The batches that ``apply`` applies.
+
+        Raises:
+            InputError: there is no such batch, or several independent ones and none chosen.
+        """
         if batch is not None:
             self.check_batch(batch)
         if self.sequential:

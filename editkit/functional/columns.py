@@ -51,20 +51,21 @@ def dependent_columns(matrix: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ..
     """
     lengths = matrix.norm(dim=0)
     kept = torch.arange(matrix.shape[1], device=matrix.device)
-    orthonormal, triangular = torch.linalg.qr(matrix)
+    _, triangle = torch.linalg.qr(matrix, mode="r")  # has the columns' lengths and angles, in fewer rows
+    orthonormal, triangular = triangle, triangle
     while len(drop := _dropped(triangular, lengths[kept], tolerance(dtype))):
         left = torch.ones(len(kept), dtype=torch.bool, device=matrix.device)
         left[drop] = False
         kept = kept[left]
-        orthonormal, triangular = torch.linalg.qr(matrix[:, kept])
+        orthonormal, triangular = torch.linalg.qr(triangle[:, kept])
     gone = torch.ones_like(lengths, dtype=torch.bool)
     gone[kept] = False
     dropped = gone.nonzero().flatten()
     if not len(dropped):
         return (), ()
-    weights = torch.linalg.solve_triangular(triangular, orthonormal.T @ matrix[:, dropped], upper=True)
+    weights = torch.linalg.solve_triangular(triangular, orthonormal.T @ triangle[:, dropped], upper=True)
     carried = weights.abs() * lengths[kept][:, None] >= CARRIES * lengths[dropped].clamp(min=TINY)
-    return tuple(dropped.tolist()), _groups(dropped.tolist(), kept, carried)
+    return tuple(dropped.tolist()), _groups(dropped, kept, carried)
 
 
 def _dropped(triangular: Tensor, lengths: Tensor, limit: float) -> Tensor:
@@ -100,14 +101,10 @@ def _dropped(triangular: Tensor, lengths: Tensor, limit: float) -> Tensor:
     return columns[drop] if drop else columns[:1]
 
 
-def _groups(dropped: list[int], kept: Tensor, carried: Tensor) -> tuple[tuple[int, ...], ...]:
+def _groups(dropped: Tensor, kept: Tensor, carried: Tensor) -> tuple[tuple[int, ...], ...]:
     """Columns joined by dependence; ``carried`` (kept, dropped) says which kept columns carry which dropped ones."""
-    group_of: dict[int, set[int]] = {}
+    label = torch.arange(len(dropped) + len(kept), device=kept.device)
     for i, column in enumerate(dropped):
-        together = {column}
-        for member in kept[carried[:, i]].tolist():
-            together |= group_of.get(member, {member})
-        for member in together:
-            group_of[member] = together
-    found = {min(group): tuple(sorted(group)) for group in group_of.values()}
-    return tuple(found[first] for first in sorted(found))
+        joined = torch.unique(label[torch.cat([kept[carried[:, i]], column[None]])])
+        label[torch.isin(label, joined)] = joined[0]
+    return tuple(tuple((label == name).nonzero().flatten().tolist()) for name in sorted(set(label[dropped].tolist())))

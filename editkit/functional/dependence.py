@@ -10,7 +10,7 @@ from torch import Tensor
 
 from editkit.functional.columns import TINY, dependent_columns
 from editkit.functional.moments import condition_number, effective_rank
-from editkit.functional.solve import FactoredMoment, check_keys, whiten
+from editkit.functional.solve import FactoredMoment, check_keys, gram, whiten
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def key_dependence(
     facts, involved = dependent_columns(whitened, keys.dtype)
     unit = whitened / whitened.norm(dim=0).clamp(min=TINY)
     # of AᵀA and AAᵀ, which have the same spectrum but for zeros, the smaller
-    gram = unit.T @ unit if keys.shape[1] <= keys.shape[0] else unit @ unit.T
-    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    values = torch.linalg.eigvalsh(gram(unit.T if keys.shape[1] <= keys.shape[0] else unit)).clamp(min=0)
     values = torch.cat([values.new_zeros(keys.shape[1] - len(values)), values])
     conditioning = float("inf") if facts else condition_number(values)
     return Dependence(facts, involved, values, conditioning, effective_rank(values))

@@ -109,7 +109,10 @@ def test_all_keys_equal_and_a_key_of_zero() -> None:
     assert found.effective_rank == pytest.approx(1, abs=1e-6)
     keys, moment = draw(3)
     keys[:, 1] = 0
-    assert key_dependence(keys, moment).facts == (1,)
+    found = key_dependence(keys, moment)
+    assert (found.facts, found.involved) == ((1,), ((1,),))
+    with pytest.raises(DependentKeysError, match="fact 1"):
+        emmet_update(keys, torch.randn(D_OUT, 3), moment)
 
 
 def test_permuting_facts_drops_as_many() -> None:
