@@ -40,7 +40,7 @@ def inverse_route(keys: Tensor, residuals: Tensor, moment: Tensor, rho: float) -
 
 
 def draw(facts: int, d_in: int, d_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, residuals and a moment of condition number about 1e5."""
+    """Keys, residuals and a moment of condition number 4e3."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(-1, 0.5, d_in, dtype=torch.float64)[:, None]
     samples = torch.randn(d_in, 2 * d_in, generator=generator, dtype=torch.float64) * scale
