@@ -157,7 +157,7 @@ class Edits:
         if came != self.model and not force:
             raise InputError(
                 f"edits: expected the unedited model with fingerprint {self.model}, but got {came}; load the model "
-                "that the edits were made for, unedited and in the same dtype, or pass force=True"
+                "that the edits were made for, unedited and in the same dtype"
             )
         return came == self.model
 
