@@ -52,6 +52,20 @@ def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
     nll = [torch.tensor([row["nll_new"] for row in part]) for part in (first, second)]
     torch.testing.assert_close(*nll, rtol=1e-3, atol=1e-4)
 
+    # as if it had been killed before the last batch: two processes go on where one ledger ends
+    run = tmp_path / "two" / "edits"
+    last = load_file(run / "batch_00001.safetensors")
+    (run / "batch_00001.safetensors").unlink()
+    index = json.loads((run / "edits.json").read_text(encoding="utf-8"))
+    (run / "edits.json").write_text(json.dumps({**index, "batches": []}), encoding="utf-8")
+    metrics = (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8")
+    done = on_two(*arguments(tmp_path), f"--run_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 of 2 batches") == 1
+    again = load_file(run / "batch_00001.safetensors")
+    assert all(torch.equal(again[name], last[name]) for name in last)
+    assert (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8") == metrics
+
 
 def test_an_error_on_one_process_ends_both(tmp_path: Path) -> None:
     editor = tmp_path / "one_fails.py"

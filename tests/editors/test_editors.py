@@ -407,3 +407,25 @@ def test_nan_keys_are_named_and_nothing_is_changed(atlas: Loaded, moments: Path)
         update.update(editor)
     assert same(atlas[0], before)
     assert not update.edits.batches
+
+
+def test_offloaded_weights_are_refused(atlas: Loaded) -> None:
+    model = AutoModelForCausalLM.from_config(atlas[0].config).to("meta")
+    with pytest.raises(InputError, match="offloaded"):
+        editkit.edit(model, atlas[1], facts(1))
+
+
+def test_a_model_in_train_mode_is_edited_in_evaluation_mode_and_put_back(atlas: Loaded, moments: Path) -> None:
+    atlas[0].train().requires_grad_(True)
+    inside: list[bool] = []
+
+    class Watching(EMMET):
+        @override
+        def solve(self, *args: object, **kwargs: object) -> LowRankDelta:
+            inside.append(atlas[0].training)
+            return super().solve(*args, **kwargs)  # type: ignore[arg-type]
+
+    quiet_edit(atlas, Watching(layers=[1], values=ValueSearch(**QUICK)), moments, facts(1))
+    assert inside == [False]
+    assert atlas[0].training
+    assert all(p.requires_grad for p in atlas[0].parameters())
