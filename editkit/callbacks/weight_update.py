@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +14,19 @@ from rich.progress import track
 from torch import Tensor
 from typing_extensions import override
 
+from editkit.callbacks.dependence import settle_dependence
 from editkit.callbacks.found_parts import FoundParts
+from editkit.callbacks.same_run import check_same_run
 from editkit.covariance import factored_moments
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor, Found
-from editkit.editors.search import Group
 from editkit.editors.tuning import best, score_path
 from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, load_edits, stored
 from editkit.edits.files import INDEX, write_batch
 from editkit.edits.weights import as_recorded, hashes, samples
-from editkit.errors import InputError, shorten
-from editkit.functional import Delta, FactoredMoment, key_dependence, with_keys
+from editkit.errors import InputError
+from editkit.functional import Delta, FactoredMoment, with_keys
 from editkit.models.fingerprint import fingerprint
 from editkit.strategy import from_rank_zero, gather, place, raise_together
 
@@ -98,24 +97,8 @@ class WeightUpdate(L.Callback):
 
     def check_same(self, editor: Editor, data: FactsDataModule) -> None:
         """Raise an ``InputError`` unless the ledger at hand was begun with this model, editor and facts."""
-        if not self.edits.model:
-            return
-        about = {name: value for name, value in self._about(editor).items() if name != "versions"}
-        pairs: list[tuple[str, Any, Any]] = [
-            ("model.lm", self.edits.model, fingerprint(editor.family.model)),
-            ("weight_update.mode", self.edits.sequential, self.mode == "sequential"),
-            *((f"model ({name})", self.edits.about.get(name), value) for name, value in about.items()),
-        ]
-        for index, batch in enumerate(self.edits.batches):
-            made = {fact.fact_id for fact in batch.facts} | set(batch.notes.get("dropped", []))
-            asked = {data.selected[i].fact_id for i in data.batch_indices(index)} if index < data.num_batches else set()
-            pairs.append((f"data (facts of batch {index})", sorted(made), sorted(asked)))
-        for name, was, now in pairs:
-            if _plain(was) != _plain(now):
-                raise InputError(
-                    f"run_dir: expected a run with the same settings, but {name} differs there: {_short(was)}, now "
-                    f"{_short(now)}; repeat the run's own command, or choose another run_dir"
-                )
+        if self.edits.model:
+            check_same_run(self.edits, editor, self._about(editor), self.mode == "sequential", data)
 
     def _about(self, editor: Editor) -> dict[str, Any]:
         return {**editor.about(), "earlier_keys": self.earlier_keys, "dependent": self.dependent}
@@ -268,7 +251,8 @@ class WeightUpdate(L.Callback):
 
         Everything is undone if a later layer cannot be solved, or the ledger not kept.
         """
-        layers, notes = editor.edited_layers, self._look_at_keys(editor)
+        layers = editor.edited_layers
+        notes = settle_dependence(editor, self.moments[layers[0]], self.dependent)
         groups, values = editor.found.groups, torch.cat(editor.found.values, 1)
         names = [group[0].subject for group in groups]
         before = WeightSnapshot(editor.family, layers)
@@ -298,35 +282,6 @@ class WeightUpdate(L.Callback):
         self.after_update(editor, batch)
         return batch
 
-    def _look_at_keys(self, editor: Editor) -> dict[str, Any]:
-        """The conditioning of the batch's keys, and what is done about those that depend on others."""
-        groups, keys = editor.found.groups, torch.cat(editor.found.keys, 1)
-        if len(groups) == 1:
-            return {}
-        names = [group[0].subject for group in groups]
-        found = key_dependence(keys, self.moments[editor.edited_layers[0]], names)
-        notes: dict[str, Any] = {
-            "condition_number": found.condition_number if math.isfinite(found.condition_number) else None,
-            "effective_rank": found.effective_rank,
-        }
-        if not found.facts:
-            return notes
-        ids = [[fact.fact_id for fact in group] for group in groups]
-        told = f"the keys of {len(found.facts)} facts ({_names(groups, found.facts)}) depend on those of others"
-        if self.dependent == "fail":
-            raise InputError(
-                f"weight_update.dependent: expected facts with independent keys, but {told}; drop them "
-                "(weight_update.dependent=drop), or keep them with a ridge"
-            )
-        notes["dependent"] = [[name for column in columns for name in ids[column]] for columns in found.involved]
-        if self.dependent == "drop":
-            notes["dropped"] = [name for column in found.facts for name in ids[column]]
-            left = [column for column in range(len(groups)) if column not in set(found.facts)]
-            editor.found.groups = [groups[column] for column in left]
-            editor.found.keys, editor.found.values = [keys[:, left]], [torch.cat(editor.found.values, 1)[:, left]]
-        warnings.warn(f"{told}: {'dropped' if self.dependent == 'drop' else 'kept'}", stacklevel=2)
-        return notes
-
     def _choose_ridge(self, trainer: L.Trainer, editor: Editor) -> None:
         """Choose ρ along the path, or take the one that an interrupted run has chosen."""
         data, about = _data(trainer), self.edits.about
@@ -346,11 +301,6 @@ def _data(trainer: L.Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
-def _names(groups: Sequence[Group], columns: Sequence[int]) -> str:
-    names = [groups[column][0].subject for column in columns]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
     """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
     if hashes(editor.family, batch.deltas) == batch.hashes:
@@ -359,12 +309,3 @@ def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None
         f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "
         "edit; use machines of one kind"
     )
-
-
-def _plain(value: Any) -> Any:
-    """A value as it comes back from a JSON file."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def _short(value: Any) -> str:
-    return shorten(json.dumps(value, default=str, ensure_ascii=False))
