@@ -17,7 +17,7 @@ from editkit.editors.base import Editor, Scored
 from editkit.files import write_whole
 from editkit.metrics.bundle import EditingScores
 from editkit.metrics.editing import KINDS
-from editkit.models.score import continue_greedily
+from editkit.models.generate import continue_greedily
 from editkit.records import Row, join_parts, read_records, write_part
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
