@@ -145,9 +145,10 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank:
             return
         report: Report = self._callback(Report)
-        report.write()
+        title, data = f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}", self.datamodule
+        report.write(title, [data.batch_indices(n).stop for n in range(data.num_batches)])
         console = Console()
-        report.show(console, f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}")
+        report.show(console, title)
         console.print(f"run folder: {report.folder}", highlight=False)
         self.run_folder.close()
 

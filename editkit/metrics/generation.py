@@ -28,18 +28,19 @@ class GenerationEntropy(FactMetric):
     short = "GE"
     plot_upper_bound = None  # type: ignore[assignment]
 
-    def update(self, texts: Sequence[Sequence[Hashable]], fact: Tensor) -> None:  # type: ignore[override]
+    def update(self, texts: Sequence[Sequence[Hashable]] | Tensor, fact: Tensor) -> None:  # type: ignore[override]
         """Add texts.
 
         Args:
-            texts: N texts, each cut into words or tokens.
+            texts: N texts, each cut into words or tokens, or their (N,) entropies where these are known already.
             fact: (N,), integer fact ids.
 
         Raises:
             ValueError: if the numbers differ or ``fact`` is not integer.
         """
-        values = torch.tensor([generation_entropy(text) for text in texts], device=fact.device)
-        self._append(values=values, fact=fact)
+        known = isinstance(texts, Tensor)
+        values = texts if known else torch.tensor([generation_entropy(text) for text in texts], device=fact.device)
+        self._append(values=values, fact=fact)  # type: ignore[arg-type]
 
 
 class ReferenceScore(FactMetric):

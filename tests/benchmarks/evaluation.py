@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, default=12, help="records that ours generates from")
     parser.add_argument("--plain_records", type=int, default=4)
     parser.add_argument("--plain_generated", type=int, default=1)
+    parser.add_argument("--compared", type=int, default=10, help="greedy continuations compared with transformers")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", help="file for the result")
     args = parser.parse_args()
@@ -105,7 +106,8 @@ def main() -> None:
     ours, theirs = torch.tensor(results["scores"][: len(few)]), torch.tensor(results["scores, plain"])
 
     prompts = [p for r in generated for p in r["generation_prompts"]][:10]
-    greedy = generations(family, tokenizer, generated[:1], top_k=1)
+    prompts = prompts[: args.compared]
+    greedy = generations(family, tokenizer, generated[:1], top_k=1)[: args.compared]
     same = 0
     for prompt, made in zip(prompts, greedy, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
