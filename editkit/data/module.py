@@ -186,7 +186,7 @@ class FactsDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> list[DataLoader[list[Row]]]:
-        """This process's share of the rows, one loader for each kind of evaluation: edits, texts, probes, perplexity."""
+        """This process's share of the rows, a loader for each kind of evaluation: edits, generation, probes, text."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         editor: Any = self.trainer.lightning_module

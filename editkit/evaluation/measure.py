@@ -55,7 +55,6 @@ class EditResult:
         return self.row.fact, self.row.kind, self.row.number
 
 
-
 @dataclass(frozen=True)
 class GenerationResult:
     """A generated text.
@@ -71,7 +70,6 @@ class GenerationResult:
     text: str
     entropy: float
     fits: bool
-
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,6 @@ class ProbeResult:
     fits: bool
 
 
-
 @dataclass(frozen=True)
 class TextResult:
     """Likelihood of a window of text.
@@ -110,7 +107,6 @@ class TextResult:
     nll: float
     tokens: int
     fits: bool = True
-
 
 
 Result = EditResult | GenerationResult | ProbeResult | TextResult
@@ -184,8 +180,7 @@ class Subject:
                 key = row.fact, row.kind, row.number
                 right = predicted if self.original is None else self.original.get(key, ())
             share = float(agreement([predicted], [right])[0]) if fits and right else float("nan")
-            said = next((n + 1 for n, (a, b) in enumerate(zip(predicted, scores.wanted[wanted])) if a != b), None)
-            greedy = str(self.tokenizer.decode(list(predicted[:said])))
+            greedy = str(self.tokenizer.decode(_greedy(predicted, scores.wanted[wanted])))
             results.append(
                 EditResult(
                     row,
@@ -255,3 +250,8 @@ class Subject:
     def _nll(self, scores: TargetScores) -> torch.Tensor:
         return scores.nll if self.protocol.likelihood == "mean" else scores.total
 
+
+def _greedy(predicted: Tokens, wanted: Tokens) -> list[int]:
+    """Teacher-forced tokens as long as they are what greedy decoding says: to the first that is not the wanted one."""
+    wrong = (n for n, token in enumerate(predicted) if token != wanted[n])
+    return list(predicted[: next(wrong, len(predicted)) + 1])

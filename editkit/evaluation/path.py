@@ -47,6 +47,7 @@ def _place(point: Point, edits: Sequence[int]) -> tuple[int, int]:
 def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequence[int], title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     scored = [probe for probe in main if any(main[probe] in p.figures.get(probe, {}) for p in points)]
     with_text = any("text" in p.figures for p in points)
@@ -54,7 +55,8 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for probe in scored:
-        at = [(_place(p, edits)[0], p.figures[probe][main[probe]]) for p in points if main[probe] in p.figures[probe]]
+        here = [p for p in points if main[probe] in p.figures.get(probe, {})]
+        at = [(_place(p, edits)[0], p.figures[probe][main[probe]]) for p in here]
         batches, means = [b for b, _ in at], [f["mean"] for _, f in at]
         (line,) = axes.plot(batches, means, marker="o", label=f"{probe} ({main[probe]})")
         low, high = [f.get("low", f["mean"]) for _, f in at], [f.get("high", f["mean"]) for _, f in at]
@@ -62,11 +64,12 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
     axes.set_xlabel("batches of edits (0: the unedited model)")
     axes.set_ylabel("score, with 95% interval")
     axes.set_title(title, fontsize=10)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if with_text:
         right = axes.twinx()
-        at = [(_place(p, edits)[0], p.figures["text"]["perplexity"]["mean"]) for p in points if "text" in p.figures]
-        right.plot([b for b, _ in at], [v for _, v in at], "k--", marker=".", label="perplexity (right)")
+        there = [p for p in points if "text" in p.figures]
+        values = [p.figures["text"]["perplexity"]["mean"] for p in there]
+        right.plot([_place(p, edits)[0] for p in there], values, "k--", marker=".", label="perplexity (right)")
         right.set_ylabel("perplexity of held-out text")
         right.legend(fontsize=8, loc="lower right")
     if scored:

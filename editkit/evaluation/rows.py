@@ -79,9 +79,7 @@ def evaluation_rows(facts: Sequence[Fact], indices: Sequence[int]) -> list[Evalu
     for index, fact in zip(indices, facts, strict=True):
         about_others = () if fact.target_true is None else fact.neighborhood_prompts
         for kind, prompts in enumerate(([fact.text()], fact.paraphrase_prompts, about_others)):
-            rows += [
-                EvaluationRow(index, kind, n, p, fact.target_new, fact.target_true) for n, p in enumerate(prompts)
-            ]
+            rows += [EvaluationRow(index, kind, n, p, fact.target_new, fact.target_true) for n, p in enumerate(prompts)]
         answered = zip(fact.unrelated_prompts, fact.unrelated_answers, strict=True)
         rows += [EvaluationRow(index, UNRELATED, n, p, answer, None) for n, (p, answer) in enumerate(answered)]
     return rows

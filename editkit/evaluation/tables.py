@@ -20,8 +20,7 @@ def tables(metrics: Mapping[str, Any], title: str, main: Mapping[str, str]) -> I
         title: of the first table.
         main: per probe, the metric to show.
     """
-    about = [title, "argmax accuracy (exact match), generation entropy"]
-    for columns, name in ((SCORES, about[0]), (WORDS, about[1])):
+    for columns, name in ((SCORES, title), (WORDS, "what is said")):
         there = [c for c in columns if any(c in metrics.get(phase, {}) for phase in PHASES)]
         if there:
             shown = columns if columns is SCORES else there
@@ -47,7 +46,9 @@ def tables(metrics: Mapping[str, Any], title: str, main: Mapping[str, str]) -> I
 
 
 def _table(
-    title: str, columns: Mapping[str, str], rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, Sequence[float]]]]
+    title: str,
+    columns: Mapping[str, str],
+    rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, Sequence[float]]]],
 ) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -56,6 +57,11 @@ def _table(
     for phase, (values, spans) in rows.items():
         table.add_row(phase, *(f"{values[c]:.1f}" if c in values else "–" for c in columns))
         if spans:
-            shown = (f"{spans[c][0]:.0f}–{spans[c][1]:.0f}" if c in spans else "" for c in columns)
+            shown = (_span(*spans[c]) if c in spans else "" for c in columns)
             table.add_row("  95%", *shown, style="dim")
     return table
+
+
+def _span(low: float, high: float) -> str:
+    digits = 1 if 0 < high < 10 else 0  # a perplexity, whose interval would vanish in rounding
+    return f"{low:.{digits}f}–{high:.{digits}f}"

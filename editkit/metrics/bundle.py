@@ -85,9 +85,7 @@ class FactScores:
             self.entropy.update(torch.tensor([r.entropy for r in results]), fact)
         if with_text := [r for r in results if r.row.reference]:
             fact = torch.tensor([r.row.fact for r in with_text])
-            self.reference.update(
-                [words(r.text) for r in with_text], [words(r.row.reference) for r in with_text], fact
-            )
+            self.reference.update([words(r.text) for r in with_text], [words(r.row.reference) for r in with_text], fact)
 
     def reset(self) -> None:
         """Forget all rows."""

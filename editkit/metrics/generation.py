@@ -1,4 +1,4 @@
-"""Metrics of generated and of held-out text: GE, RS and perplexity; formulas in :mod:`editkit.functional.generation`."""
+"""GE, RS and perplexity, metrics of generated and of held-out text around :mod:`editkit.functional.generation`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ Formulas in :mod:`editkit.functional.probes`. All are on the 0-100 scale (the co
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,6 @@ class ProbeMetric(RowMetric):
 
     columns: ClassVar[tuple[str, ...]] = ("predicted", "label", "example")
     short: ClassVar[str]
-    of_table: ClassVar[Callable[[Tensor], Tensor]]
 
     def __init__(self, classes: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -73,8 +71,13 @@ class ProbeMetric(RowMetric):
         first = first.scatter_reduce(0, index, torch.arange(len(table), device=table.device), "amin")
         return table[first, :2]
 
+    @staticmethod
+    def of_table(table: Tensor) -> Tensor:
+        """The score of a (classes, classes + 1) table of labels and answers, see :mod:`editkit.functional.probes`."""
+        raise NotImplementedError
+
     def _score(self, rows: Tensor) -> Tensor:
-        return type(self).of_table(confusion(rows[:, 0], rows[:, 1], self.classes))
+        return self.of_table(confusion(rows[:, 0], rows[:, 1], self.classes))
 
 
 class ProbeAccuracy(ProbeMetric):
@@ -89,30 +92,46 @@ class ProbeAccuracy(ProbeMetric):
     """
 
     short = "accuracy"
-    of_table = staticmethod(accuracy)
+
+    @staticmethod
+    def of_table(table: Tensor) -> Tensor:
+        """See :func:`editkit.functional.probes.accuracy`."""
+        return accuracy(table)
 
 
 class ProbeF1(ProbeMetric):
     """F1 of class 1 (two classes) or macro F1, in per cent."""
 
     short = "f1"
-    of_table = staticmethod(f1)
+
+    @staticmethod
+    def of_table(table: Tensor) -> Tensor:
+        """See :func:`editkit.functional.probes.f1`."""
+        return f1(table)
 
 
 class ProbeMatthews(ProbeMetric):
     """Matthews correlation of the valid answers with their labels, times 100."""
 
     short = "mcc"
-    of_table = staticmethod(matthews)
     plot_lower_bound = -100.0
+
+    @staticmethod
+    def of_table(table: Tensor) -> Tensor:
+        """See :func:`editkit.functional.probes.matthews`."""
+        return matthews(table)
 
 
 class InvalidShare(ProbeMetric):
     """Share of answers that name no label, in per cent; lower is better."""
 
     short = "invalid"
-    of_table = staticmethod(invalid_share)
     higher_is_better = False
+
+    @staticmethod
+    def of_table(table: Tensor) -> Tensor:
+        """See :func:`editkit.functional.probes.invalid_share`."""
+        return invalid_share(table)
 
 
 PROBE_METRICS: tuple[type[ProbeMetric], ...] = (ProbeAccuracy, ProbeF1, ProbeMatthews, InvalidShare)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,9 +174,7 @@ def run(family: Family, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -
 class _Work:
     """Distinct pairs of a prefix (all tokens before the target) and a target's tokens, and what is found of them."""
 
-    def __init__(
-        self, family: Family, prefixes: Sequence[Tokens], wanted: Sequence[Tokens], max_tokens: int
-    ) -> None:
+    def __init__(self, family: Family, prefixes: Sequence[Tokens], wanted: Sequence[Tokens], max_tokens: int) -> None:
         self.family, self.wanted, self.max_tokens = family, wanted, max_tokens
         self.sums = [0.0] * len(wanted)
         self.predicted: list[list[int]] = [[] for _ in wanted]
@@ -281,4 +280,5 @@ def shared_groups(prefixes: Sequence[Tokens]) -> list[tuple[int, list[Tokens]]]:
 
 
 def _cached(cache: DynamicCache, mask: Tensor) -> KeysValues:
-    return KeysValues([(layer.keys, layer.values) for layer in cache.layers], mask)  # type: ignore[misc]
+    layers: list[Any] = cache.layers
+    return KeysValues([(layer.keys, layer.values) for layer in layers], mask)
