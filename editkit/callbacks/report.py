@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Report(L.Callback):
         if not isinstance(data, FactsDataModule):
             return
         self.protocol, book = pl_module.protocol, self._book_of(data)
-        batch = trainer.current_epoch if trainer.state.fn == "fit" else None
+        batch = trainer.current_epoch if trainer.state.fn == "fit" else data.present
         phases = data.phases()
         phase = next(iter(phases))
         rows = book.add(pl_module.results, phases, batch)
@@ -90,10 +91,10 @@ class Report(L.Callback):
         if self.folder is not None and trainer.is_global_zero:
             write_part(self.folder, phase, batch, rows)
 
-    def _shown(self, data: FactsDataModule, facts: range) -> list[int]:
+    def _shown(self, data: FactsDataModule, facts: Sequence[int]) -> list[int]:
         return [i for i in range(min(self.samples, len(data.selected))) if i in facts]
 
-    def _samples(self, editor: Editor, data: FactsDataModule, facts: range) -> list[Row]:
+    def _samples(self, editor: Editor, data: FactsDataModule, facts: Sequence[int]) -> list[Row]:
         shown = [data.selected[i] for i in self._shown(data, facts)]
         said = continue_greedily(editor.family, editor.tokenizer, [fact.text() for fact in shown], self.sample_tokens)
         return [

@@ -51,6 +51,8 @@ class FactsDataModule(L.LightningDataModule):
         sequential: whether each batch of edits stays while the next ones are made, so that the facts of all batches
             are measured after the last.
         edited: whether ``validate`` measures an edited model.
+        only: positions of the facts that ``validate`` measures; None: all.
+        present: the batch of edits that ``validate`` measures by itself, None where there is no such.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class FactsDataModule(L.LightningDataModule):
         self.made = 0  # leading batches of edits whose weights are there already, so that nothing is to be found
         self.probe_sets: list[ProbeSet] = []
         self.sequential = self.edited = False
+        self.only: Sequence[int] | None = None
+        self.present: int | None = None
         self._windows: list[TextRow] = []
 
     @classmethod
@@ -155,7 +159,7 @@ class FactsDataModule(L.LightningDataModule):
         steps = [share[i : i + self.facts_per_step] for i in range(0, longest, self.facts_per_step)]
         return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
 
-    def phases(self) -> dict[str, range]:
+    def phases(self) -> dict[str, Sequence[int]]:
         """The facts that are measured now, by what that is called.
 
         "before": all, on the unedited model; "after": those of the present batch of edits, or in ``validate`` of an
@@ -163,9 +167,10 @@ class FactsDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         if self.trainer.state.fn != "fit":
-            return {"after" if self.edited else "before": range(len(self.selected))}
+            every = range(len(self.selected)) if self.only is None else self.only
+            return {"after" if self.edited else "before": every}
         present = self.batch_indices(self.trainer.current_epoch)
-        found = {"after": present}
+        found: dict[str, Sequence[int]] = {"after": present}
         if self.sequential and self._is_last and present.start:
             found["final"] = range(present.stop)
         return found

@@ -434,8 +434,8 @@ class Editor(L.LightningModule):
         for phase, facts in data.phases().items():
             if phase == "before":
                 self.original = {r.key: r.predicted for r in self.results if isinstance(r, EditResult)}
-            scores = FactScores()
-            scores.update(r for r in self.results if fact_of(r) in facts)
+            scores, members = FactScores(), frozenset(facts)
+            scores.update(r for r in self.results if fact_of(r) in members)
             where = f"val/{phase}" if phase == "final" else "val"
             self._log_figures({f"{where}/{name}": f["mean"] for name, f in scores.results(intervals=False).items()})
         abilities = AbilityScores(data.probe_sets)

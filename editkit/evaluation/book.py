@@ -56,7 +56,7 @@ class Book:
         self.points: list[Point] = []
         self.rows: list[Row] = []
 
-    def add(self, results: Sequence[Result], phases: Mapping[str, range], batch: int | None) -> list[Row]:
+    def add(self, results: Sequence[Result], phases: Mapping[str, Sequence[int]], batch: int | None) -> list[Row]:
         """Add the results of one validation.
 
         Args:
@@ -69,7 +69,8 @@ class Book:
         """
         added: list[Row] = []
         for phase, facts in phases.items():
-            mine = [r for r in results if fact_of(r) in facts]
+            members = frozenset(facts)
+            mine = [r for r in results if fact_of(r) in members]
             self.scores[phase].update(mine)
             added += [self._row(r, phase, batch) for r in mine]
         others = [r for r in results if fact_of(r) < 0]

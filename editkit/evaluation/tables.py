@@ -57,11 +57,8 @@ def _table(
     for phase, (values, spans) in rows.items():
         table.add_row(phase, *(f"{values[c]:.1f}" if c in values else "–" for c in columns))
         if spans:
-            shown = (_span(*spans[c]) if c in spans else "" for c in columns)
+            # an interval of a perplexity would vanish in rounding
+            digits = {c: 1 if c == "text" else 0 for c in columns}
+            shown = (f"{spans[c][0]:.{digits[c]}f}–{spans[c][1]:.{digits[c]}f}" if c in spans else "" for c in columns)
             table.add_row("  95%", *shown, style="dim")
     return table
-
-
-def _span(low: float, high: float) -> str:
-    digits = 1 if 0 < high < 10 else 0  # a perplexity, whose interval would vanish in rounding
-    return f"{low:.{digits}f}–{high:.{digits}f}"
