@@ -136,7 +136,7 @@ class Editor(L.LightningModule):
         self.spread = spread or Spread()
         self.offset = nn.Parameter(torch.zeros(1))  # δ; takes its shape from each micro-batch
         self.found = Found()
-        self.protocol = Protocol.of(protocol)
+        self.protocol, self._protocol_asked = Protocol(), protocol
         self.results: list[Result] = []
         self.original: Original | None = None
         self.language_model: PreTrainedModel | None = None
@@ -154,6 +154,7 @@ class Editor(L.LightningModule):
     @override
     def configure_model(self) -> None:
         """Load the language model once and check the layers against it."""
+        self.protocol = Protocol.of(self._protocol_asked)
         if self.language_model is None:
             self.attach(*load_language_model(self.lm, self.dtype_name))
         if self.layers is None:

@@ -123,7 +123,7 @@ class Book:
         for phase, scores in self.scores.items():
             if results := scores.results():
                 found[phase] = {name: figure["mean"] for name, figure in results.items()}
-                found.setdefault("intervals", {})[phase] = {n: [f["low"], f["high"]] for n, f in results.items()}
+                found.setdefault("intervals", {})[phase] = _spans(results)
         skipped = {phase: scores.skipped for phase, scores in self.scores.items() if scores.skipped}
         if abilities := self.abilities():
             found["probes"] = abilities
@@ -153,11 +153,14 @@ class Book:
                     if all(name in p.figures.get(title, {}) for p in chosen)
                 }
                 if len(chosen) == 1:
-                    spans = {n: [f["low"], f["high"]] for n, f in chosen[0].figures[title].items()}
-                    entry.setdefault("intervals", {})[phase] = spans
+                    entry.setdefault("intervals", {})[phase] = _spans(chosen[0].figures[title])
                 if skipped := chosen[-1].skipped.get(title):
                     entry.setdefault("skipped", {})[phase] = skipped
         return found
+
+
+def _spans(figures: Mapping[str, Figure]) -> dict[str, list[float]]:
+    return {name: [figure["low"], figure["high"]] for name, figure in figures.items() if "low" in figure}
 
 
 def _means(figures: Mapping[str, Figure]) -> dict[str, float]:

@@ -6,6 +6,7 @@ one fact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,18 @@ class RowMetric(Metric):
             if isinstance(state, list) and not state:
                 setattr(self, column, [self._column(column)])
         super().sync(*args, **kwargs)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Plot one value or several, see :meth:`torchmetrics.Metric.plot`.
+
+        Args:
+            val: Results of ``compute`` or ``forward``; default: ``compute()`` now.
+            ax: A matplotlib axis to draw into.
+
+        Returns:
+            Figure and axis.
+        """
+        return self._plot(val, ax)
 
     def _append(self, **rows: Tensor) -> None:
         check_rows(**rows)

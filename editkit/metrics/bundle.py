@@ -26,7 +26,7 @@ from editkit.metrics.probes import PROBE_METRICS, ProbeMetric
 from editkit.metrics.protocol import words
 
 Figure = dict[str, float]
-"""A metric's ``mean`` and, where intervals were asked for, ``low`` and ``high``."""
+"""A metric's ``mean`` and, where intervals were asked for and there is one, ``low`` and ``high``."""
 
 
 class FactScores:
@@ -163,5 +163,7 @@ def _figures(metrics: Any, intervals: bool) -> dict[str, Figure]:
             continue
         found[name] = {"mean": value}
         if intervals:
-            found[name]["low"], found[name]["high"] = metric.interval()
+            low, high = metric.interval()
+            if low == low:  # of S with few facts, a resample may lack a kind of prompt
+                found[name].update(low=low, high=high)
     return found
