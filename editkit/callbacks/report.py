@@ -66,9 +66,13 @@ class Report(L.Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, Editor) or not isinstance(data, FactsDataModule):
+            return
+        self.protocol, book = pl_module.protocol, self._book_of(data)
+        book.sequential = data.sequential
         # what the unedited model said may have been measured by a run that was interrupted
-        if isinstance(pl_module, Editor) and pl_module.original is None and self.book is not None:
-            pl_module.original = self.book.original
+        pl_module.original = pl_module.original or book.original
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -429,7 +429,7 @@ class Editor(L.LightningModule):
         if left_out := sum(not result.fits for result in self.results):
             rank_zero_warn(
                 f"evaluation: {left_out} of {len(self.results)} rows are longer than the model's context window of "
-                f"{self.family.context} tokens; they are left out of all scores",
+                f"{self.family.context} tokens, or than protocol.generation_length; they are left out of all scores",
                 stacklevel=2,
             )
         for phase, facts in data.phases().items():

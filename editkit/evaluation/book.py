@@ -86,6 +86,7 @@ class Book:
         index = {fact.fact_id: i for i, fact in enumerate(self.facts)}
         numbers = {probe.probe.title: i for i, probe in enumerate(self.probes)}
         others: dict[tuple[str, int | None], list[Result]] = {}
+        of_facts: dict[str, list[Result]] = {}
         for row in rows:
             self.rows.append(row)
             result = from_record(row, self.facts, index, numbers)
@@ -94,7 +95,9 @@ class Book:
             if fact_of(result) < 0:
                 others.setdefault((row["phase"], row["batch"]), []).append(result)
             else:
-                self.scores[row["phase"]].update([result])
+                of_facts.setdefault(row["phase"], []).append(result)
+        for phase, results in of_facts.items():
+            self.scores[phase].update(results)
         for (phase, batch), results in others.items():
             self._point(results, phase, batch)
 

@@ -1,6 +1,7 @@
 """From rows to what the model says about them, many rows at a time, in plain values that processes can exchange.
 
-A row that does not fit into the model's context window is not run: its result has ``fits`` false and enters no metric.
+A row that does not fit into the model's context window, or whose prompt leaves nothing of the protocol's length to be
+generated, is not run: its result has ``fits`` false and enters no metric.
 """
 
 from __future__ import annotations
@@ -203,12 +204,12 @@ class Subject:
         names = [f"{row.fact} {row.number}" for row in rows]
         made = generate(self.family, self.tokenizer, prompts, lengths, p.top_k, p.seed, names)
         results = []
-        for row, length, tokens in zip(rows, begun, made, strict=True):
+        room = [length > 0 and start < self.family.context for length, start in zip(lengths, begun, strict=True)]
+        for row, fits, tokens in zip(rows, room, made, strict=True):
             text = str(self.tokenizer.decode(list(tokens)))
             whole = p.entropy_over == "text"
             ids = [*self.tokenizer(row.prompt)["input_ids"], *tokens] if whole else tokens
             pieces = cut(row.prompt + text if whole else text, ids, p.ngrams)
-            fits = length < self.family.context
             results.append(GenerationResult(row, text, generation_entropy(pieces) if fits else float("nan"), fits))
         return results
 

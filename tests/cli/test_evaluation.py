@@ -17,7 +17,7 @@ from editkit.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = [
     "--data.num_facts=5", "--data.batch_size=2", "--data.probe_every=2", "--data.text.num_tokens=300",
-    "--model.protocol.generation_length=16", "--trainer.enable_progress_bar=false",
+    "--model.protocol.generation_length=32", "--trainer.enable_progress_bar=false",
     '--data.probes=[{task: sst2, examples: 6, shots: 1}, {task: cola, examples: 6, scored: both}]',
 ]  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_before_after_and_final(sequential: Path) -> None:
     metrics, rows = metrics_of(sequential), records_of(sequential)
     assert {"ES", "PS", "NS", "S", "EA", "PA", "NA", "EA_token", "GE"} <= set(metrics["before"])
     assert set(metrics["before"]) == set(metrics["after"]) == set(metrics["final"])
-    assert metrics["protocol"]["name"] == "own" and metrics["protocol"]["generation_length"] == 16
+    assert metrics["protocol"]["name"] == "own" and metrics["protocol"]["generation_length"] == 32
     facts = [f.fact_id for f in load_world().records("report")[:5]]
     for phase, batches in (("before", [None] * 5), ("after", [0, 0, 1, 1, 2]), ("final", [2] * 5)):
         rewrites = [r for r in rows if r["phase"] == phase and r["kind"] == "rewrite"]
@@ -174,5 +174,6 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     assert both["before"] == pytest.approx(one["before"], abs=1e-2)
     for name, entry in one["probes"].items():
         assert both["probes"][name]["before"] == pytest.approx(entry["before"], abs=1e-2)
-    rows = [[{k: r[k] for k in ("kind", "number", "prompt", "text") if k in r} for r in records_of(tmp_path / n)] for n in ("one", "two")]  # fmt: skip
-    assert rows[0] == rows[1]  # the generated texts too
+    keys = ("kind", "number", "prompt", "text", "greedy")  # the generated texts too
+    rows = [[[r.get(k) for k in keys] for r in records_of(tmp_path / name)] for name in ("one", "two")]
+    assert rows[0] == rows[1]
