@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import warnings
@@ -162,6 +163,9 @@ class _Run:
         device, training = next(model.parameters()).device, model.training
         trained = [p for p in model.parameters() if p.requires_grad]
         data = FactsDataModule.of(facts, self.batch_size)
+        if math.isnan(editor.rho) or (begun is not None and "ridge_path" in begun.about):
+            data.resolve_batch_size(editor.max_batch_size)
+            data.hold_out()
         with quiet_lightning():
             trainer = L.Trainer(
                 **on_device(device),

@@ -24,20 +24,27 @@ def write_part(folder: Path, phase: str, batch: int | None, rows: Iterable[Row])
 
 
 def read_records(folder: Path) -> list[Row]:
-    """All rows of a run, finished or not, in the order in which they were measured."""
+    """All rows of a run, finished or not, in the order in which they were measured; a part replaces what it repeats."""
     parts = sorted((folder / PARTS).glob("*.jsonl"), key=lambda file: (file.stem != "before", file.stem))
-    files = [folder / FINAL] if (folder / FINAL).exists() else parts
+    rows: dict[tuple[str, int | None], list[Row]] = {}
     try:
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
+        for file in [folder / FINAL, *parts]:
+            if file.exists():
+                found: dict[tuple[str, int | None], list[Row]] = {}
+                for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
+                    row = json.loads(line)
+                    found.setdefault((row["phase"], row["batch"]), []).append(row)
+                rows |= found
+        return [row for part in rows.values() for row in part]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"run_dir: expected rows in JSON, but {folder} has others ({error}); choose another run_dir"
         ) from error
 
 
-def join_parts(folder: Path) -> None:
-    """Make one file of all parts."""
-    _write(folder / FINAL, read_records(folder))
+def write_records(folder: Path, rows: Iterable[Row]) -> None:
+    """Write the rows of a whole run, in place of its parts."""
+    _write(folder / FINAL, rows)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 

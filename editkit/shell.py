@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ class EditkitCLI(LightningCLI):
         self._prepare()
         self.datamodule.resolve_batch_size(self.model.max_batch_size)
         _ = self.model.edited_layers, self.model.templates  # checked before anything is written
+        if math.isnan(self.model.rho):
+            self.datamodule.hold_out()  # before anything is measured, since it may take prompts out of what is
         report, update = self._callback(Report), self._callback(WeightUpdate)
         self._open(report, update)
         if not report.evaluated("before"):
@@ -199,8 +202,9 @@ class EditkitCLI(LightningCLI):
         if update is not None:
             update.keep_in(folder / "edits")
             update.check_same(self.model, self.datamodule)
-        report.keep_in(folder, self.datamodule)
-        if update is not None and (made := len(update.edits.batches)):
+        made = len(update.edits.batches) if update is not None else 0
+        report.keep_in(folder, self.datamodule, made)
+        if update is not None and made:
             # the last one's weights may be there without its scores
             update.go_on_from(update.edits, made if report.evaluated("after", made - 1) else made - 1)
             if self.trainer.global_rank == 0:

@@ -20,7 +20,7 @@ from editkit.evaluation.tables import tables
 from editkit.files import write_whole
 from editkit.metrics.protocol import Protocol
 from editkit.models.generate import continue_greedily
-from editkit.records import Row, join_parts, read_records, write_part
+from editkit.records import Row, read_records, write_part, write_records
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
 
@@ -45,9 +45,16 @@ class Report(L.Callback):
         self.protocol = Protocol()
         self.folder: Path | None = None
 
-    def keep_in(self, folder: Path, data: FactsDataModule) -> None:
-        """Write into ``folder`` from now on; what an interrupted run has measured there is taken over."""
-        self.folder, rows = folder, read_records(folder)
+    def keep_in(self, folder: Path, data: FactsDataModule, made: int = 0) -> None:
+        """Write into ``folder`` from now on.
+
+        Args:
+            folder: the run folder; what an interrupted run has measured there is taken over.
+            data: the run's facts.
+            made: batches of edits that the ledger has; scores of others do not count.
+        """
+        self.folder = folder
+        rows = [row for row in read_records(folder) if row["batch"] is None or row["batch"] < made]
         self._book_of(data).take(rows)
         index = {fact.fact_id: i for i, fact in enumerate(data.selected)}
         for row in rows:
@@ -140,7 +147,7 @@ class Report(L.Callback):
         assert self.folder is not None
         text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
         write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
-        join_parts(self.folder)
+        write_records(self.folder, self.book.rows if self.book is not None else [])
         if self.book is not None and self.book.points:
             write_path(self.folder, self.book.points, self.main, edits or [], title)
 

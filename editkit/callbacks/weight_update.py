@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ from editkit.covariance import factored_moments
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor, Found
+from editkit.editors.search import Group
+from editkit.editors.tuning import best, score_path
 from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, load_edits, stored
 from editkit.edits.files import INDEX, write_batch
 from editkit.edits.weights import as_recorded, hashes, samples
 from editkit.errors import InputError, shorten
-from editkit.functional import Delta, FactoredMoment, with_keys
+from editkit.functional import Delta, FactoredMoment, key_dependence, with_keys
 from editkit.models.fingerprint import fingerprint
 from editkit.strategy import from_rank_zero, gather, place, raise_together
 
@@ -37,6 +41,9 @@ class WeightUpdate(L.Callback):
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
             each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
             other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
+        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper): "keep"
+            them, which needs a ridge; "drop" the later ones of each group from their batch; "fail" before anything is
+            changed. They are named in the ledger's notes in any case.
 
     Attributes:
         edits: the ledger so far.
@@ -54,13 +61,14 @@ class WeightUpdate(L.Callback):
         self,
         mode: Literal["independent", "sequential"] = "independent",
         earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
+        dependent: Literal["keep", "drop", "fail"] = "keep",
     ) -> None:
         if earlier_keys and mode == "independent":
             raise InputError(
                 f"weight_update.earlier_keys: independent batches know of no earlier ones, but got {earlier_keys!r}; "
                 "set weight_update.mode to sequential, or leave it out"
             )
-        self.mode, self.earlier_keys = mode, earlier_keys
+        self.mode, self.earlier_keys, self.dependent = mode, earlier_keys, dependent
         self.edits = Edits(sequential=mode == "sequential")
         self.moments: dict[int, FactoredMoment] = {}
         self.snapshot: WeightSnapshot | None = None
@@ -110,7 +118,7 @@ class WeightUpdate(L.Callback):
                 )
 
     def _about(self, editor: Editor) -> dict[str, Any]:
-        return {**editor.about(), "earlier_keys": self.earlier_keys}
+        return {**editor.about(), "earlier_keys": self.earlier_keys, "dependent": self.dependent}
 
     def _go_on(self, trainer: L.Trainer, editor: Editor) -> None:
         """Bring weights and moments to where the ledger's first ``start`` batches leave them."""
@@ -181,14 +189,16 @@ class WeightUpdate(L.Callback):
             self.check_same(editor, data)
         self.edits.model = fingerprint(editor.family.model)
         self.edits.about = {**self.edits.about, **self._about(editor)}
-        if self.earlier_keys:
-            self._weight_of_keys(editor)
         self.snapshot = WeightSnapshot(editor.family, editor.edited_layers)
         if not self.moments:
             progress = trainer.progress_bar_callback is not None
             self.moments = factored_moments(
                 editor.family, editor.tokenizer, editor.edited_layers, editor.moments, progress
             )
+        if math.isnan(editor.rho):
+            self._choose_ridge(trainer, editor)
+        if self.earlier_keys:
+            self._weight_of_keys(editor)
         self._go_on(trainer, editor)
         self._keep_index()
 
@@ -259,8 +269,8 @@ class WeightUpdate(L.Callback):
 
         Everything is undone if a later layer cannot be solved, or the ledger not kept.
         """
-        groups, layers = editor.found.groups, editor.edited_layers
-        values = torch.cat(editor.found.values, 1)
+        layers, notes = editor.edited_layers, self._look_at_keys(editor)
+        groups, values = editor.found.groups, torch.cat(editor.found.values, 1)
         names = [group[0].subject for group in groups]
         before = WeightSnapshot(editor.family, layers)
         deltas: dict[int, Delta] = {}
@@ -275,7 +285,8 @@ class WeightUpdate(L.Callback):
                 if self.earlier_keys:
                     kept[layer] = keys.float().cpu()
             facts: list[Fact] = [fact for group in groups for fact in group]
-            batch = EditBatch(facts, deltas, hashes(editor.family, layers), samples(editor.family, layers), kept)
+            state = hashes(editor.family, layers), samples(editor.family, layers)
+            batch = EditBatch(facts, deltas, *state, kept, notes)
             if self.folder is not None:
                 write_batch(self.folder, len(self.edits.batches), batch)
         except BaseException:
@@ -288,6 +299,45 @@ class WeightUpdate(L.Callback):
         self.after_update(editor, batch)
         return batch
 
+    def _look_at_keys(self, editor: Editor) -> dict[str, Any]:
+        """The conditioning of the batch's keys, and what is done about those that depend on others."""
+        groups, keys = editor.found.groups, torch.cat(editor.found.keys, 1)
+        if len(groups) == 1:
+            return {}
+        names = [group[0].subject for group in groups]
+        found = key_dependence(keys, self.moments[editor.edited_layers[0]], names)
+        notes: dict[str, Any] = {
+            "condition_number": found.condition_number if math.isfinite(found.condition_number) else None,
+            "effective_rank": found.effective_rank,
+        }
+        if not found.facts:
+            return notes
+        ids = [[fact.fact_id for fact in group] for group in groups]
+        told = f"the keys of {len(found.facts)} facts ({_names(groups, found.facts)}) depend on those of others"
+        if self.dependent == "fail":
+            raise InputError(
+                f"weight_update.dependent: expected facts with independent keys, but {told}; drop them "
+                "(weight_update.dependent=drop), or keep them with a ridge"
+            )
+        notes["dependent"] = [[name for column in columns for name in ids[column]] for columns in found.involved]
+        if self.dependent == "drop":
+            notes["dropped"] = [name for column in found.facts for name in ids[column]]
+            left = [column for column in range(len(groups)) if column not in set(found.facts)]
+            editor.found.groups = [groups[column] for column in left]
+            editor.found.keys, editor.found.values = [keys[:, left]], [torch.cat(editor.found.values, 1)[:, left]]
+        warnings.warn(f"{told}: {'dropped' if self.dependent == 'drop' else 'kept'}", stacklevel=2)
+        return notes
+
+    def _choose_ridge(self, trainer: L.Trainer, editor: Editor) -> None:
+        """Choose ρ along the path, or take the one that an interrupted run has chosen."""
+        data, about = _data(trainer), self.edits.about
+        if "ridge_path" not in about:
+            rows = data.hold_out()
+            shown = trainer.progress_bar_callback is not None and place()[0] == 0
+            points = score_path(editor, self.moments, data.tuning, rows, shown)
+            about["rho"], about["ridge_path"] = best(points).rho, [point.row() for point in points]
+        editor.choose_rho(about["rho"])
+
     def _keep_index(self) -> None:
         if self.folder is not None and place()[0] == 0:
             self.edits.save_index(self.folder)
@@ -295,6 +345,11 @@ class WeightUpdate(L.Callback):
 
 def _data(trainer: L.Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _names(groups: Sequence[Group], columns: Sequence[int]) -> str:
+    names = [groups[column][0].subject for column in columns]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:

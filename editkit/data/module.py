@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse.typing import PositiveInt
@@ -16,10 +17,33 @@ from editkit.data.facts import Fact, load_facts
 from editkit.data.held_out import HeldOutText, text_rows
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.errors import InputError
-from editkit.evaluation.rows import Row, TextRow, evaluation_rows, generation_rows
+from editkit.evaluation.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 
 FACTS_AT_A_TIME = 32  # in a batch of evaluation rows
 ROWS_AT_A_TIME = 256  # questions, texts or windows in a batch
+#: batch size to number of batches in Table 2 of Gupta et al. 2024
+TABLE_2 = {4: 25, 16: 10, 64: 5, 256: 5, 1024: 3, 4096: 2, 10_000: 1}
+
+
+def halves(facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
+    """The facts twice, each prompt beside the fact's own with one of them.
+
+    Prompts go to one and the other in turn, beginning with the one for every second fact and with the other for the
+    rest, so that facts with a single prompt of a kind are halved too.
+
+    >>> fact = Fact("Rome", "{} is", "x", "y", paraphrase_prompts=("a", "b", "c"))
+    >>> [[f.paraphrase_prompts for f in part] for part in halves([fact, fact])]
+    [[('a', 'c'), ('b',)], [('b',), ('a', 'c')]]
+    """
+    kinds = ("paraphrase_prompts", "neighborhood_prompts")
+
+    def part(offset: int) -> list[Fact]:
+        return [
+            replace(fact, **{kind: getattr(fact, kind)[(i + offset) % 2 :: 2] for kind in kinds})
+            for i, fact in enumerate(facts)
+        ]
+
+    return part(0), part(1)
 
 
 def group_by_key(facts: Sequence[Fact]) -> list[list[Fact]]:
@@ -36,11 +60,13 @@ class FactsDataModule(L.LightningDataModule):
     Args:
         facts: "atlas" (shipped), or a .json, .jsonl or .csv file of facts in CounterFact, EasyEdit or editkit's format.
         split: of the atlas: "report" for what is published, "tune" for choosing hyperparameters.
-        num_facts: facts to edit in all; default all there are.
+        num_facts: facts to edit in all; default all there are, or what ``num_batches`` asks for.
         batch_size: facts per batch of edits (1 to 10,000), edited by one solve. Default: all at once, or what the
             editor can take (ROME: one).
+        num_batches: batches of edits, of ``batch_size`` facts each. "paper" is the number in Table 2 of Gupta et al.
+            2024 for that size: 25 of 4, 10 of 16, 5 of 64, 5 of 256, 3 of 1,024, 2 of 4,096, 1 of 10,000.
         facts_per_step: facts that the editor is handed at a time; it searches them in micro-batches of its own.
-        seed: draws ``num_facts`` facts at random without replacement; default: the first ones, in the file's order.
+        seed: draws the facts at random, none twice, over all batches; default: the first ones, in the file's order.
         generation: generate from the facts' generation prompts, as the editor's protocol has it, and measure the text.
         probes: labelled tasks on which the model is tried before editing and after batches of edits.
         text: held-out text whose perplexity is measured when the probes are.
@@ -61,6 +87,7 @@ class FactsDataModule(L.LightningDataModule):
         split: str = "report",
         num_facts: PositiveInt | None = None,
         batch_size: PositiveInt | None = None,
+        num_batches: PositiveInt | Literal["paper"] | None = None,
         facts_per_step: PositiveInt = 256,
         seed: int | None = None,
         generation: bool = False,
@@ -72,7 +99,10 @@ class FactsDataModule(L.LightningDataModule):
         self.source, self.split, self.num_facts = facts, split, num_facts
         self.batch_size, self.facts_per_step, self.seed = batch_size, facts_per_step, seed
         self.generation, self.probes, self.text, self.probe_every = generation, probes or [], text, probe_every
+        self.asked_batches = num_batches
         self.selected: list[Fact] = []
+        self.tuning: list[Fact] = []
+        self.others: list[Fact] = []
         self.made = 0  # leading batches of edits whose weights are there already, so that nothing is to be found
         self.probe_sets: list[ProbeSet] = []
         self.sequential = self.edited = False
@@ -97,26 +127,50 @@ class FactsDataModule(L.LightningDataModule):
             self.probe_sets = [load_probe(probe, number) for number, probe in enumerate(self.probes)]
         if self.selected:
             return
+        others: list[Fact] = []
         if self.source == "atlas":
             from editkit.atlas.world import load_world
 
             if self.split not in ("tune", "report"):
                 raise InputError(f"data.split: expected 'tune' or 'report', but got {self.split!r}")
             facts = load_world().records(self.split)
+            others = load_world().records("tune") if self.split == "report" else []  # what is reported tunes nothing
         else:
             try:
                 facts = load_facts(self.source)
             except InputError as error:
                 raise InputError(f"data.facts: {error}") from error
-        if self.num_facts is not None and self.num_facts > len(facts):
-            raise InputError(
-                f"data.num_facts: expected at most the {len(facts)} facts of {self.source!r}, but got "
-                f"{self.num_facts}; lower it or leave it out"
-            )
-        count = self.num_facts or len(facts)
+        count = self._count(len(facts))
         if self.seed is not None:
-            facts = random.Random(self.seed).sample(facts, count)
-        self.selected = facts[:count]
+            facts = random.Random(self.seed).sample(facts, len(facts))
+        self.selected, self.others = facts[:count], others or facts[count:]
+
+    def _count(self, there: int) -> int:
+        """How many facts to take of those that are there."""
+        if self.asked_batches is None:
+            if self.num_facts is not None and self.num_facts > there:
+                raise InputError(
+                    f"data.num_facts: expected at most the {there} facts of {self.source!r}, but got "
+                    f"{self.num_facts}; lower it or leave it out"
+                )
+            return self.num_facts or there
+        if self.batch_size is None or self.num_facts is not None:
+            raise InputError(
+                f"data.num_batches: expected beside data.batch_size and without data.num_facts, but got batch_size "
+                f"{self.batch_size} and num_facts {self.num_facts}; give two of the three as batch_size and num_batches"
+            )
+        if self.asked_batches == "paper" and self.batch_size not in TABLE_2:
+            raise InputError(
+                f"data.num_batches: the paper's table has batches of {', '.join(map(str, TABLE_2))}, but got "
+                f"data.batch_size {self.batch_size}; choose one of them, or give a number of batches"
+            )
+        batches = TABLE_2[self.batch_size] if self.asked_batches == "paper" else self.asked_batches
+        if batches * self.batch_size > there:
+            raise InputError(
+                f"data.batch_size: {batches} batches of {self.batch_size} are {batches * self.batch_size} facts, but "
+                f"{self.source!r} has {there}; lower it or data.num_batches"
+            )
+        return batches * self.batch_size
 
     def resolve_batch_size(self, limit: int | None) -> None:
         """Settle the batch size: as asked, else all facts at once within the editor's ``limit``."""
@@ -132,6 +186,25 @@ class FactsDataModule(L.LightningDataModule):
                 f"data.batch_size: this editor takes {limit} fact{'s' * (limit > 1)} at a time, but got "
                 f"{self.batch_size}; leave it out, or use editkit.EMMET or editkit.MEMIT"
             )
+
+    def hold_out(self) -> list[EvaluationRow]:
+        """Set aside ``tuning`` facts, as many as a batch has, and return the rows by which settings may be chosen.
+
+        They are other facts than the run's, with a ``target_true``: the atlas's "tune" split, or what a file has
+        beside those selected. Where there are too few, they are the first batch's own, each with half of its prompts,
+        which are then no longer among those reported; the prompt of the fact itself has no half, and is left out. So is
+        every prompt that is among those reported, such as a neighbour that two facts share.
+        """
+        size = self.batch_size or len(self.selected)
+        others = [fact for fact in self.others if fact.target_true is not None]
+        if not self.tuning:
+            if len(others) >= size:
+                self.tuning = others[:size]
+            else:
+                self.tuning, self.selected[:size] = halves(self.selected[:size])
+        reported = {row.prompt for row in evaluation_rows(self.selected, range(len(self.selected)))}
+        rows = evaluation_rows(self.tuning, range(len(self.tuning)))
+        return [row for row in rows if row.prompt not in reported and row.target_true is not None]
 
     @property
     def num_batches(self) -> int:

@@ -214,8 +214,12 @@ class Editor(L.LightningModule):
 
     @property
     def rho(self) -> float:
-        """ρ of the editor's solve, the ridge on D = KᵀC⁻¹K; 0 where facts are met exactly."""
+        """ρ of the editor's solve, the ridge on D = KᵀC⁻¹K; 0 where facts are met exactly, NaN until it is chosen."""
         return 0.0
+
+    def choose_rho(self, rho: float) -> None:
+        """Take the ρ that was found best, where the setting behind it is "auto"."""
+        raise TypeError(f"{type(self).__name__} has no ridge to choose")
 
     def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> Delta:
         """The weight change of one layer.

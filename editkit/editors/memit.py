@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
@@ -17,18 +18,23 @@ class MEMIT(Editor):
     """Mass-Editing Memory in a Transformer (Meng et al. 2023, eq. 14).
 
     Args:
-        preservation_weight: λ on the second moment C, against one for each fact; 0 meets every fact exactly.
+        preservation_weight: λ on the second moment C, against one for each fact; 0 meets every fact exactly. "auto"
+            chooses by the score S on as many other facts, along the whole path of ridges (``editkit.editors.tuning``).
         kwargs: see ``Editor``.
     """
 
-    def __init__(self, preservation_weight: NonNegativeFloat = 15000.0, **kwargs: Any) -> None:
+    def __init__(self, preservation_weight: NonNegativeFloat | Literal["auto"] = 15000.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.preservation_weight = preservation_weight
+        self.preservation_weight = math.nan if preservation_weight == "auto" else float(preservation_weight)
 
     @property
     @override
     def rho(self) -> float:
         return self.preservation_weight
+
+    @override
+    def choose_rho(self, rho: float) -> None:
+        self.preservation_weight = rho
 
     @override
     def solve(self, keys: Tensor, residuals: Tensor, moment: FactoredMoment, names: Sequence[str]) -> LowRankDelta:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
+from editkit.edits.path import write_path
 from editkit.edits.weights import WeightSnapshot, apply_delta, as_recorded, check_shapes
 from editkit.errors import InputError
 from editkit.models.family import Family
@@ -58,6 +59,8 @@ class Edits:
     def save_index(self, folder: Path) -> None:
         """Write ``edits.json``."""
         write_index(folder, {"sequential": self.sequential, "model": self.model, "about": self.about}, self.batches)
+        if path := self.about.get("ridge_path"):
+            write_path(folder, path, self.about["rho"])
 
     def apply(self, model: PreTrainedModel, batch: int | None = None, force: bool = False) -> PreTrainedModel:
         """Put the edits into a model, in place. On the machine of the run, its weights are then those of the run bit

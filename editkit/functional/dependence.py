@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,9 @@ class Dependence:
     effective_rank: float
 
 
-def key_dependence(keys: Tensor, second_moment: Tensor | FactoredMoment) -> Dependence:
+def key_dependence(
+    keys: Tensor, second_moment: Tensor | FactoredMoment, names: Sequence[str] | None = None
+) -> Dependence:
     """Find the facts whose keys depend on others' (Gupta et al. 2024, section 5.1), and the conditioning of the rest.
 
     What is found is what the exact solve would refuse: keys are told apart down to 32 units of rounding of their own
@@ -43,6 +46,7 @@ def key_dependence(keys: Tensor, second_moment: Tensor | FactoredMoment) -> Depe
     Args:
         keys: (d_in, E), in the dtype in which they were measured.
         second_moment: (d_in, d_in) C = E[k kᵀ], or its factor.
+        names: E names of the facts for error messages.
 
     Returns:
         The dependence. Of more than d_in facts, those beyond the rank depend on the others.
@@ -57,7 +61,7 @@ def key_dependence(keys: Tensor, second_moment: Tensor | FactoredMoment) -> Depe
     >>> found.eigenvalues.round(decimals=6).abs()
     tensor([0., 1., 2.], dtype=torch.float64)
     """
-    check_keys(keys, second_moment)
+    check_keys(keys, second_moment, names)
     whitened = whiten(keys, second_moment)
     facts, involved = dependent_columns(whitened, keys.dtype)
     unit = whitened / whitened.norm(dim=0).clamp(min=TINY)
