@@ -13,6 +13,8 @@ import pytest
 
 from editkit.atlas.world import load_world
 from editkit.cli import main
+from editkit.edits import load_edits
+from editkit.models.load import load_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = [
@@ -96,6 +98,16 @@ def test_validate_measures_a_ledger_without_its_run(sequential: Path, tmp_path: 
     first = [r for r in records_of(tmp_path / "first") if r["kind"] == "rewrite" and r["phase"] == "after"][:2]
     same = [r for r in records_of(sequential) if r["kind"] == "rewrite" and r["phase"] == "after"][:2]
     assert [r["nll_new"] for r in first] == pytest.approx([r["nll_new"] for r in same], abs=1e-4)
+
+
+def test_validate_measures_an_exported_checkpoint(sequential: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_language_model("atlas")
+    load_edits(sequential / "edits").apply(model).save_pretrained(tmp_path / "exported")
+    tokenizer.save_pretrained(tmp_path / "exported")
+    options = [f"--model.lm={tmp_path / 'exported'}", "--data.probes=null", "--data.text=null"]
+    assert main(["validate", *arguments(tmp_path), *options, f"--run_dir={tmp_path / 'run'}"]) == 0
+    found, run = metrics_of(tmp_path / "run"), metrics_of(sequential)
+    assert found["before"] == pytest.approx(run["final"], abs=1e-3) and "probes" not in found
 
 
 def test_independent_batches_of_a_ledger(tmp_path: Path) -> None:
