@@ -147,7 +147,10 @@ class Report(L.Callback):
         assert self.folder is not None
         text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
         write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
-        write_records(self.folder, self.book.rows if self.book is not None else [])
+        parts: dict[tuple[str, int | None], list[Row]] = {}  # in the order in which they would be read back
+        for row in self.book.rows if self.book is not None else []:
+            parts.setdefault((row["phase"], row["batch"]), []).append(row)
+        write_records(self.folder, [row for part in parts.values() for row in part])
         if self.book is not None and self.book.points:
             write_path(self.folder, self.book.points, self.main, edits or [], title)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,19 +171,3 @@ def test_the_run_goes_on_where_it_can(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"ES", "PS", "EA", "UA"} <= set(metrics["before"]) and not {"NS", "S", "GE"} & set(metrics["before"])
     assert metrics["protocol"]["name"] == "public"
     assert "invalid" in metrics["probes"]["sst2 (generated)"]["before"]
-
-
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    options = ["validate", *arguments(tmp_path)]
-    command = [sys.executable, "-m", "editkit.cli", *options, f"--run_dir={tmp_path / 'two'}"]
-    two = [*command, "--trainer.devices=2", "--trainer.accelerator=cpu"]
-    done = subprocess.run(two, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert main([*options, f"--run_dir={tmp_path / 'one'}"]) == 0
-    one, both = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
-    assert both["before"] == pytest.approx(one["before"], abs=1e-2)
-    for name, entry in one["probes"].items():
-        assert both["probes"][name]["before"] == pytest.approx(entry["before"], abs=1e-2)
-    keys = ("kind", "number", "prompt", "text", "greedy")  # the generated texts too
-    rows = [[[r.get(k) for k in keys] for r in records_of(tmp_path / name)] for name in ("one", "two")]
-    assert rows[0] == rows[1]
