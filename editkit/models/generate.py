@@ -20,6 +20,7 @@ from editkit.files import digest
 from editkit.models.family import Family
 from editkit.models.fused import fused_activations
 from editkit.models.prefixes import Tokens
+from editkit.models.score import run
 from editkit.models.spans import encode, pad, positions
 
 CPU_BYTES = 1 << 30  # of keys and values at a time
@@ -146,11 +147,14 @@ def _together(
     uniform = None if uniform is None else uniform.to(device)
     with fused_activations(family.model):
         for step in range(steps):
-            at = positions(mask)[:, -step_ids.shape[1] :].clamp(max=family.context - 1)  # rows that are done go on
-            logits = family.model(
-                input_ids=step_ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+            if step == 0:  # the head on rows cut out of a batch of prompts takes a slow path on a CPU
+                logits = family.head(run(family, step_ids, mask, cache)[:, -1])
+            else:
+                at = positions(mask)[:, -1:].clamp(max=family.context - 1)  # rows that are done go on
+                logits = family.model(
+                    input_ids=step_ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]  # fmt: skip
             cache.length += step_ids.shape[1]
             chosen = _choose(logits, top_k, None if uniform is None else uniform[row, step])
             if end is not None:
