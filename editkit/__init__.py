@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from editkit.api import EditedModel, edit
     from editkit.callbacks import Report, WeightUpdate
     from editkit.data.facts import Fact, load_facts
+    from editkit.data.held_out import HeldOutText
     from editkit.data.module import FactsDataModule
+    from editkit.data.probes import Probe
     from editkit.editors import (
         EMMET,
         MEMIT,
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
     from editkit.edits import Edits, load_edits
     from editkit.errors import InputError
     from editkit.export import export_adapter, export_checkpoint
+    from editkit.metrics.protocol import Protocol
     from editkit.models.load import load_language_model
 
 _HOME = {
     "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
     "MomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
+    "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "metrics.protocol",
     "WeightUpdate": "callbacks", "Report": "callbacks",
     "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "errors",
     "load_language_model": "models.load", "export_adapter": "export", "export_checkpoint": "export",
@@ -47,9 +51,12 @@ __all__ = [
     "Edits",
     "Fact",
     "FactsDataModule",
+    "HeldOutText",
     "InputError",
     "LastLayer",
     "MomentSource",
+    "Probe",
+    "Protocol",
     "Report",
     "Spread",
     "SquareRootSpread",

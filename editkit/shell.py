@@ -20,6 +20,7 @@ from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
+from editkit.edits import Edits, load_edits
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
 from editkit.runs import RunFolder, free_folder
@@ -65,6 +66,25 @@ class EditkitCLI(LightningCLI):
         return {name: kept[name] for name in ("fit", "validate")}
 
     @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "validate":
+            parser.add_argument(
+                "--edits",
+                type=str | None,
+                default=None,
+                help="Folder of a ledger (edits/ of a run folder): the model is measured without and with these edits. "
+                "Of independent batches each is measured by itself, on its own facts.",
+            )
+            parser.add_argument(
+                "--edits_batch",
+                type=int | None,
+                default=None,
+                help="Of independent batches the only one to apply, of sequential ones the last one; counted from 0.",
+            )
+        return parser
+
+    @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
         return trainer
@@ -97,11 +117,56 @@ class EditkitCLI(LightningCLI):
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
         self._prepare()
+        self.ledger = self._ledger()
         self._open(self._callback(Report), None)
 
     def after_validate(self) -> None:
-        """Write and show the report."""
-        self._finish("nothing edited")
+        """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
+        if self.ledger is None:
+            self._finish("nothing edited")
+            return
+        edits, batches = self.ledger
+        data, model = self.datamodule, self.model.family.model
+        data.edited, data.sequential = True, edits.sequential
+        for batch in batches:
+            edits.apply(model, batch)
+            if len(batches) > 1:
+                data.only, data.present = self._facts_of(edits, batch), batch
+            self.trainer.validate(self.model, datamodule=data, verbose=False)
+            edits.undo(model)
+        how = "sequential" if edits.sequential else "independent"
+        count = f"{len(edits.batches)} {how} batches" if len(edits.batches) > 1 else "one batch"
+        chosen = self.config[self.subcommand].get("edits_batch")
+        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""))
+
+    def _ledger(self) -> tuple[Edits, list[int | None]] | None:
+        """The ledger to apply, if any, and which of its batches at a time; checked against the model."""
+        config = self.config[self.subcommand]
+        path, chosen = config.get("edits"), config.get("edits_batch")
+        if path is None:
+            if chosen is not None:
+                raise InputError(f"edits_batch: expected --edits beside it, but got {chosen} alone; give the ledger")
+            return None
+        edits, model = load_edits(Path(path).expanduser()), self.model.family.model
+        if not edits.batches:
+            raise InputError(f"edits: expected a ledger with batches of edits, but {path} has none yet; finish its run")
+        if edits.sequential or chosen is not None or len(edits.batches) == 1:
+            batches: list[int | None] = [chosen]
+        else:
+            batches = [n for n in range(len(edits.batches)) if self._facts_of(edits, n)]
+            if not batches:
+                raise InputError(
+                    f"edits: {path} has {len(edits.batches)} independent batches and none has a fact of data.facts; "
+                    "expected the facts that were edited, or --edits_batch for the one to apply"
+                )
+        edits.apply(model, batches[0])
+        edits.undo(model)
+        return edits, batches
+
+    def _facts_of(self, edits: Edits, batch: int | None) -> list[int]:
+        """Positions of the run's facts that a batch of a ledger edited."""
+        made = {fact.fact_id for fact in edits.batches[batch or 0].facts}
+        return [i for i, fact in enumerate(self.datamodule.selected) if fact.fact_id in made]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -149,9 +214,10 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank:
             return
         report: Report = self._callback(Report)
-        report.write()
+        title, data = f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}", self.datamodule
+        report.write(title, [data.batch_indices(n).stop for n in range(data.num_batches)])
         console = Console()
-        report.show(console, f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}")
+        report.show(console, title)
         console.print(f"run folder: {report.folder}", highlight=False)
         self.run_folder.close()
 

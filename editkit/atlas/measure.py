@@ -23,15 +23,16 @@ from editkit.atlas.probes import TASKS, render
 from editkit.atlas.world import load_world
 from editkit.covariance import MomentSource, second_moments
 from editkit.data.facts import Fact
-from editkit.data.module import evaluation_rows
 from editkit.editors import EMMET, ValueSearch
 from editkit.edits import WeightSnapshot, apply_delta
+from editkit.evaluation.measure import Subject
+from editkit.evaluation.rows import evaluation_rows
 from editkit.functional import FactoredMoment, LowRankDelta, effective_rank, emmet_update, factor_second_moment
-from editkit.metrics.bundle import EditingScores
+from editkit.metrics.bundle import FactScores
+from editkit.metrics.protocol import Protocol
 from editkit.models.family import Family
 from editkit.models.load import ATLAS, load_language_model
-from editkit.models.score import last_hidden, target_nll
-from editkit.models.spans import encode, length_batches, pad
+from editkit.models.score import score_targets, target_nll
 
 SCORES = ("ES", "PS", "NS", "S")
 
@@ -40,19 +41,8 @@ def greedy_accuracy(
     family: Family, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
 ) -> float:
     """Share, in per cent, of prompts after which every target token is the most likely one."""
-    spans = encode(
-        tokenizer, [f"{p} {t}" for p, t in zip(prompts, targets, strict=True)], target_starts=list(map(len, prompts))
-    )
-    right = 0
-    with torch.no_grad():
-        for batch in length_batches([len(s.ids) for s in spans], 8192):
-            ids, mask = pad([spans[i].ids for i in batch], family.device)
-            hidden = last_hidden(family, ids, mask)
-            for r, i in enumerate(batch):
-                first, end = spans[i].target, len(spans[i].ids)
-                guess = family.head(hidden[r, first - 1 : end - 1]).argmax(-1)
-                right += guess.tolist() == list(spans[i].ids[first:])
-    return 100 * right / len(spans)
+    matches = score_targets(family, tokenizer, prompts, targets).matches
+    return 100 * float((matches == 1).float().mean())
 
 
 def knowledge(family: Family, tokenizer: PreTrainedTokenizerBase, sample: int = 4000) -> dict[str, float]:
@@ -107,16 +97,14 @@ class Bench:
 
     def scores(self, batches: Sequence[Tensor], rho: float) -> tuple[dict[str, float], float]:
         """Scores after editing each batch of fact indices alone, and the mean ‖Δ‖ / ‖W‖."""
-        total, norms = EditingScores(), []
+        total, norms = FactScores(), []
+        subject = Subject(self.family, self.editor.tokenizer, Protocol())
         snapshot = WeightSnapshot(self.family, [self.layer])
         for batch in track(batches, description="edits", transient=True):
             delta: LowRankDelta = emmet_update(self.keys[:, batch], self.residuals[:, batch], self.moment, rho)
             norms.append(delta.norm() / self.weight_norm)
             apply_delta(self.family, self.layer, delta)
-            rows = evaluation_rows([self.facts[i] for i in batch], batch.tolist())
-            new, true = [r.target_new for r in rows], [r.target_true for r in rows]
-            nll = target_nll(self.family, self.editor.tokenizer, [r.prompt for r in rows] * 2, new + true)
-            total.update(rows, *nll.split(len(rows)))
+            total.update(subject.edits(evaluation_rows([self.facts[i] for i in batch], batch.tolist())))
             snapshot.restore()
         return {k: v["mean"] for k, v in total.results(intervals=False).items()}, sum(norms) / len(norms)
 

@@ -1,49 +1,48 @@
-"""What a run leaves behind: every row measured, metrics before and after, the ledger, and a table to read."""
+"""What a run leaves behind: every row measured, metrics before and after, the ledger, and tables to read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
-from rich.table import Table
 from typing_extensions import override
 
-from editkit.data.module import EvaluationRow, FactsDataModule
-from editkit.editors.base import Editor, Scored
+from editkit.data.module import FactsDataModule
+from editkit.data.tasks import TASKS
+from editkit.editors.base import Editor
+from editkit.evaluation.book import Book
+from editkit.evaluation.path import write_path
+from editkit.evaluation.tables import tables
 from editkit.files import write_whole
-from editkit.metrics.bundle import EditingScores
-from editkit.metrics.editing import KINDS
-from editkit.models.score import continue_greedily
+from editkit.metrics.protocol import Protocol
+from editkit.models.generate import continue_greedily
 from editkit.records import Row, read_records, write_part, write_records
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
-SHORT = ("ES", "EM", "PS", "PM", "NS", "NM", "S")
 
 
 class Report(L.Callback):
-    """Collects the validation rows of all batches and writes the run folder; prints a table at the end.
+    """Collects the validation rows of all batches and writes the run folder; prints tables at the end.
 
     Args:
         samples: prompts for which the model's own words are shown before and after.
         sample_tokens: tokens of each continuation.
 
     Attributes:
-        before: scores of the unedited model on the run's facts.
-        after: scores of each fact after its own batch of edits.
+        book: all that was measured.
         words: per shown fact, the prompt and the model's words before and after.
-        rows: every prompt measured, as in records.jsonl.
-        folder: where they are written as they come in; None: nowhere.
+        folder: where rows are written as they come in; None: nowhere.
     """
 
     def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
-        self.before, self.after = EditingScores(), EditingScores()
         self.words: dict[int, dict[str, str]] = {}
-        self.rows: list[Row] = []
+        self.book: Book | None = None
+        self.protocol = Protocol()
         self.folder: Path | None = None
 
     def keep_in(self, folder: Path, data: FactsDataModule, made: int = 0) -> None:
@@ -55,23 +54,32 @@ class Report(L.Callback):
             made: batches of edits that the ledger has; scores of others do not count.
         """
         self.folder = folder
-        self.rows = [row for row in read_records(folder) if row["batch"] is None or row["batch"] < made]
+        rows = [row for row in read_records(folder) if row["batch"] is None or row["batch"] < made]
+        self._book_of(data).take(rows)
         index = {fact.fact_id: i for i, fact in enumerate(data.selected)}
-        for phase, scores in (("before", self.before), ("after", self.after)):
-            taken = [row for row in self.rows if row["phase"] == phase and row["kind"] in KINDS]
-            at = [
-                EvaluationRow(index[r["fact"]], KINDS.index(r["kind"]), r["prompt"], r["target_new"], r["target_true"])
-                for r in taken
-            ]
-            if at:
-                scores.update(at, *(torch.tensor([row[name] for row in taken]) for name in ("nll_new", "nll_true")))
-        for row in self.rows:
+        for row in rows:
             if row["kind"] == SAMPLE:
                 self._note(index[row["fact"]], row)
 
     def evaluated(self, phase: str, batch: int | None = None) -> bool:
         """Whether the unedited model, or the model after a batch, has been measured."""
-        return any(row["phase"] == phase and row["batch"] == batch for row in self.rows)
+        rows = self.book.rows if self.book is not None else []
+        return any(row["phase"] == phase and row["batch"] == batch for row in rows)
+
+    def _book_of(self, data: FactsDataModule) -> Book:
+        if self.book is None:
+            self.book = Book(data.selected, data.probe_sets)
+        return self.book
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, Editor) or not isinstance(data, FactsDataModule):
+            return
+        self.protocol, book = pl_module.protocol, self._book_of(data)
+        book.sequential = data.sequential
+        # what the unedited model said may have been measured by a run that was interrupted
+        pl_module.original = pl_module.original or book.original
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,83 +87,86 @@ class Report(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, FactsDataModule):
             return
-        edited = trainer.state.fn == "fit"
-        phase, batch = ("after", trainer.current_epoch) if edited else ("before", None)
-        rows = self._collect(pl_module.seen, data, phase, batch)
-        present = data.batch_indices(trainer.current_epoch) if edited else range(len(data.selected))
-        shown = [i for i in range(min(self.samples, len(data.selected))) if i in present]
-        prompts = [data.selected[i].text() for i in shown]
-        said = continue_greedily(pl_module.family, pl_module.tokenizer, prompts, self.sample_tokens)
-        for i, prompt, text in zip(shown, prompts, said, strict=True):
-            fact = data.selected[i]
-            row = {
-                "fact": fact.fact_id, "kind": SAMPLE, "prompt": prompt, "target_new": fact.target_new, "phase": phase,
-                "batch": batch, "text": text,
-            }  # fmt: skip
-            rows.append(row)
-            self._note(i, row)
-        self.rows += rows
+        self.protocol, book = pl_module.protocol, self._book_of(data)
+        batch = trainer.current_epoch if trainer.state.fn == "fit" else data.present
+        phases = data.phases()
+        phase = next(iter(phases))
+        rows = book.add(pl_module.results, phases, batch)
+        for name, facts in phases.items():
+            samples = self._samples(pl_module, data, facts)
+            book.rows += (added := [{**row, "phase": name, "batch": batch} for row in samples])
+            rows += added
+            for i, row in zip(self._shown(data, facts), added, strict=True):
+                self._note(i, row)
+        book.sequential = data.sequential
         if self.folder is not None and trainer.is_global_zero:
             write_part(self.folder, phase, batch, rows)
+
+    def _shown(self, data: FactsDataModule, facts: Sequence[int]) -> list[int]:
+        return [i for i in range(min(self.samples, len(data.selected))) if i in facts]
+
+    def _samples(self, editor: Editor, data: FactsDataModule, facts: Sequence[int]) -> list[Row]:
+        shown = [data.selected[i] for i in self._shown(data, facts)]
+        said = continue_greedily(editor.family, editor.tokenizer, [fact.text() for fact in shown], self.sample_tokens)
+        return [
+            {
+                "fact": fact.fact_id, "kind": SAMPLE, "prompt": fact.text(), "target_new": fact.target_new,
+                "text": text,
+            }
+            for fact, text in zip(shown, said, strict=True)
+        ]  # fmt: skip
 
     def _note(self, index: int, row: Row) -> None:
         entry = self.words.setdefault(index, {"prompt": row["prompt"], "target_new": row["target_new"]})
         entry[row["phase"]] = row["text"]
 
-    def _collect(self, seen: list[Scored], data: FactsDataModule, phase: str, batch: int | None) -> list[Row]:
-        scores = self.before if phase == "before" else self.after
-        found = []
-        for rows, nll_new, nll_true in seen:
-            scores.update(rows, nll_new, nll_true)
-            for row, new, true in zip(rows, nll_new.tolist(), nll_true.tolist(), strict=True):
-                found.append(
-                    {
-                        "fact": data.selected[row.fact].fact_id, "kind": KINDS[row.kind], "prompt": row.prompt,
-                        "target_new": row.target_new, "target_true": row.target_true, "phase": phase, "batch": batch,
-                        "nll_new": new, "nll_true": true,
-                    }
-                )  # fmt: skip
-        return found
-
     def metrics(self) -> dict[str, Any]:
-        """``{"before": {…}, "after": {…}}`` with intervals, and the sample prompts; scores on the 0-100 scale."""
-        found: dict[str, Any] = {}
-        for phase, scores in (("before", self.before), ("after", self.after)):
-            results = scores.results()
-            if results:
-                found[phase] = {name: r["mean"] for name, r in results.items()}
-                found.setdefault("intervals", {})[phase] = {n: [r["low"], r["high"]] for n, r in results.items()}
-        return {**found, "samples": list(self.words.values())}
+        """Every figure: ``{"before": {…}, "after": {…}, …}`` with intervals, and the sample prompts.
 
-    def write(self) -> None:
-        """Write metrics.json and records.jsonl into the run folder."""
+        "before" and "after" have the facts' scores before any edit and after each fact's own batch, "final" those of
+        all facts after the last of several sequential batches, "intervals" their 95% intervals, "probes" the model's
+        other abilities, "protocol" how all was measured. Scores are on the 0-100 scale.
+        """
+        found = self.book.metrics(self.protocol) if self.book is not None else {}
+        return {**found, "samples": [self.words[i] for i in sorted(self.words)]}
+
+    @property
+    def main(self) -> dict[str, str]:
+        """Per probe, the metric that is drawn and shown: GLUE's."""
+        probes = self.book.probes if self.book is not None else []
+        names = [(p.probe.title, TASKS[p.probe.task].main) for p in probes]
+        return {**dict(names), **{f"{title} (generated)": metric for title, metric in names}}
+
+    def write(self, title: str = "", edits: list[int] | None = None) -> None:
+        """Write metrics.json, records.jsonl and the path of the probes into the run folder.
+
+        Args:
+            title: of the picture.
+            edits: per batch of edits, the number of facts edited when it is done.
+        """
         assert self.folder is not None
         text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
         write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
-        write_records(self.folder, self.rows)
+        parts: dict[tuple[str, int | None], list[Row]] = {}  # in the order in which they would be read back
+        for row in self.book.rows if self.book is not None else []:
+            parts.setdefault((row["phase"], row["batch"]), []).append(row)
+        write_records(self.folder, [row for part in parts.values() for row in part])
+        if self.book is not None and self.book.points:
+            write_path(self.folder, self.book.points, self.main, edits or [], title)
 
     def show(self, console: Console, title: str) -> None:
         """Print the scores before → after with 95% intervals, and the sample prompts."""
         metrics = self.metrics()
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for name in SHORT:
-            table.add_column(name, justify="right")
-        for phase in ("before", "after"):
-            if phase in metrics:
-                values, spans = metrics[phase], metrics["intervals"][phase]
-                table.add_row(phase, *(f"{values[n]:.1f}" if n in values else "–" for n in SHORT))
-                table.add_row(
-                    "  95%", *(f"{spans[n][0]:.0f}–{spans[n][1]:.0f}" if n in spans else "" for n in SHORT), style="dim"
-                )
-        if table.row_count:
-            console.print(table)
-        else:
+        if not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
             console.print(
                 "No scores: they compare target_new with target_true, and no fact has a target_true.", soft_wrap=True
             )
-        for entry in self.words.values():
+        for table in tables(metrics, title, self.main):
+            console.print(table)
+        for phase, count in metrics.get("skipped", {}).items():
+            console.print(f"{phase}: {count} rows are longer than the context window and were left out")
+        for entry in metrics["samples"]:
             console.print(f"[bold]{entry['prompt']}[/bold] …  (asked for: {entry['target_new']})", highlight=False)
-            for phase in ("before", "after"):
+            for phase in ("before", "after", "final"):
                 if phase in entry:
                     console.print(f"  {phase:6} {' '.join(entry[phase].split())}", highlight=False, markup=False)

@@ -157,6 +157,7 @@ class WeightUpdate(L.Callback):
         data = _data(trainer)
         if isinstance(data, FactsDataModule):
             data.resolve_batch_size(pl_module.max_batch_size)
+            data.sequential = self.mode == "sequential"
             asked = trainer.max_epochs
             batches = data.num_batches
             trainer.fit_loop.max_epochs = batches if asked is None or asked < 0 else min(asked, batches)

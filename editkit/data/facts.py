@@ -1,6 +1,6 @@
 """Facts to edit, and readers of the formats that they come in.
 
-A record is one JSON object or CSV row. Three formats are known, told apart by their fields; other fields are ignored.
+A record is one JSON object or CSV row. Four formats are known, told apart by their fields; other fields are ignored.
 
 - **Flat**, editkit's own: the field names of :class:`Fact`. In CSV, ``paraphrase_prompts``, ``neighborhood_prompts``
   and ``generation_prompts`` hold texts separated by ``|``, and a blank cell is an absent field::
@@ -11,7 +11,11 @@ A record is one JSON object or CSV row. Three formats are known, told apart by t
   ``target_true: {"str": …}`` and ``relation_id``; beside it ``case_id`` and the lists of prompts.
 - **EasyEdit**: flat, with ``ground_truth``, ``rephrase_prompt``, ``locality_prompt`` and ``locality_ground_truth``.
   The neighborhood score asks whether ``target_true`` still wins, so a locality prompt whose
-  ``locality_ground_truth`` is another answer than ``ground_truth`` is left out (with a warning).
+  ``locality_ground_truth`` is another answer than ``ground_truth`` is an *unrelated* prompt, of which only the
+  accuracy of its own answer is measured.
+- **zsRE** as MEND's files have it: ``subject``, ``src`` (the question), ``rephrase``, ``answers``, ``loc`` and
+  ``loc_ans`` (an unrelated question and its answer). The first of ``answers`` is written, as in ROME's and MEMIT's
+  evaluation; MEND's alternative ``alt`` is another use of the same file, for which give ``target_new`` yourself.
 
 A prompt has one ``{}`` where the subject goes. One without is accepted as spelled out when it contains the subject:
 its first occurrence as a word of its own (else its first occurrence) becomes the ``{}``.
@@ -35,13 +39,25 @@ from typing import Any
 from editkit.errors import InputError, field_error, shorten
 
 _REQUIRED = ("subject", "prompt", "target_new")
-_PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+_PROMPT_LISTS = (
+    "paraphrase_prompts",
+    "neighborhood_prompts",
+    "generation_prompts",
+    "unrelated_prompts",
+    "unrelated_answers",
+    "reference_texts",
+)
+_OTHERS = ("neighborhood_prompts", "unrelated_prompts")  # prompts about other subjects
 _ALIASES = {
+    "prompt": ("src",),
+    "target_new": ("answers",),
     "target_true": ("ground_truth",),
-    "paraphrase_prompts": ("paraphrase_prompt", "rephrase_prompt"),
+    "paraphrase_prompts": ("paraphrase_prompt", "rephrase_prompt", "rephrase"),
     "neighborhood_prompts": ("neighborhood_prompt", "locality_prompt"),
     "fact_id": ("case_id", "id"),
     "relation": ("relation_id",),
+    "unrelated_prompts": ("loc",),
+    "unrelated_answers": ("loc_ans",),
 }
 
 
@@ -58,6 +74,9 @@ class Fact:
         paraphrase_prompts: Other wordings, in full; a ``{}`` in them is filled with the subject.
         neighborhood_prompts: Prompts about other subjects for which ``target_true`` should stay the answer.
         generation_prompts: Prompts to generate from; a ``{}`` in them is filled with the subject.
+        unrelated_prompts: Prompts about other things, each with an answer of its own that editing should leave alone.
+        unrelated_answers: Their answers, in the same order.
+        reference_texts: Texts about ``target_new`` that generated text should resemble (the reference score).
         fact_id: Stable id. Readers fill it from the record, else with the record's 0-based position.
         relation: Name of the relation, such as ``P103``.
 
@@ -77,6 +96,9 @@ class Fact:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
+    unrelated_prompts: tuple[str, ...] = ()
+    unrelated_answers: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
     fact_id: str = ""
     relation: str | None = None
 
@@ -124,7 +146,7 @@ def load_facts(path: str | Path) -> list[Fact]:
 
     Returns:
         At least one fact, in the file's order, with distinct ids. Warns once if records have ``target_new`` equal to
-        ``target_true``, and once if locality prompts were left out.
+        ``target_true``.
 
     Raises:
         InputError: if the file cannot be read or a record is bad; names the file, the record, the line and the field.
@@ -164,8 +186,6 @@ def _collect(records: Iterable[tuple[str, Any]], source: str) -> list[Fact]:
             fact = record if record.fact_id else replace(record, fact_id=str(position))
         else:
             fact = Fact.from_record(record, position, place)
-            if _foreign_locality(record):
-                notes.setdefault("a locality_prompt is left out, its answer is not ground_truth", []).append(position)
         if fact.fact_id in facts:
             came = f"{shorten(fact.fact_id)} as in record {list(facts).index(fact.fact_id) + 1}; rename one"
             raise InputError(f"{place}, record {position + 1}: field 'fact_id': expected an id of its own, got {came}")
@@ -204,9 +224,12 @@ def _read_fields(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
             value = merged[name]
             is_target = field.startswith("target") and isinstance(value, Mapping)
             values[field] = value.get("str") if is_target else value
+            if name == "answers" and isinstance(value, Sequence) and not isinstance(value, str) and value:
+                values[field] = value[0]
             names[field] = ("requested_rewrite." if name in rewrite else "") + name + (".str" if is_target else "")
     if _foreign_locality(record) and names.get("neighborhood_prompts") == "locality_prompt":
-        del values["neighborhood_prompts"]
+        values["unrelated_prompts"] = values.pop("neighborhood_prompts")
+        values["unrelated_answers"] = record["locality_ground_truth"]
     if type(values.get("fact_id")) is int:  # isinstance would take a bool
         values["fact_id"] = str(values["fact_id"])
     prompt, subject = values["prompt"], values["subject"]
@@ -243,9 +266,14 @@ def _clean(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
         if not isinstance(given, Sequence):
             raise field_error(names[field], "a list of strings", given, "write the prompts in a list")
         prompts = [_text(one, f"{names[field]}[{number}]").rstrip(" ") for number, one in enumerate(given)]
-        if field == "neighborhood_prompts" and "{}" in "".join(prompts):
+        if field in _OTHERS and "{}" in "".join(prompts):
             raise field_error(names[field], "prompts without {}", prompts, "spell out the other subjects there")
         clean[field] = tuple(one.replace("{}", clean["subject"]) for one in prompts)
+    prompts, answers = clean["unrelated_prompts"], clean["unrelated_answers"]
+    if len(prompts) != len(answers):
+        expected = f"an answer for each of the {len(prompts)} unrelated prompts"
+        raise field_error(names["unrelated_answers"], expected, answers, "give as many answers as prompts")
+    clean["unrelated_answers"] = tuple(one.strip() for one in answers)
     fact_id = values.get("fact_id", "")
     clean["fact_id"] = fact_id if fact_id == "" else _text(fact_id, names["fact_id"]).strip()
     return clean

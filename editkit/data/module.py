@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse.typing import PositiveInt
@@ -14,40 +14,15 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from editkit.data.facts import Fact, load_facts
+from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.errors import InputError
+from editkit.evaluation.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 
+FACTS_AT_A_TIME = 32  # in a batch of evaluation rows
+ROWS_AT_A_TIME = 256  # questions, texts or windows in a batch
 #: batch size to number of batches in Table 2 of Gupta et al. 2024
 TABLE_2 = {4: 25, 16: 10, 64: 5, 256: 5, 1024: 3, 4096: 2, 10_000: 1}
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One prompt at which both targets of a fact are compared.
-
-    Attributes:
-        fact: position of its fact among the run's facts.
-        kind: 0 rewrite, 1 paraphrase, 2 neighborhood.
-        prompt: the text, subject filled in.
-        target_new: the fact's new target.
-        target_true: its true target.
-    """
-
-    fact: int
-    kind: int
-    prompt: str
-    target_new: str
-    target_true: str
-
-
-def evaluation_rows(facts: Sequence[Fact], indices: Sequence[int]) -> list[EvaluationRow]:
-    """Rows of ``facts`` whose positions in the run are ``indices``; facts without a ``target_true`` have none."""
-    rows = []
-    for index, fact in zip(indices, facts, strict=True):
-        if fact.target_true is None:
-            continue
-        for kind, prompts in enumerate(([fact.text()], fact.paraphrase_prompts, fact.neighborhood_prompts)):
-            rows += [EvaluationRow(index, kind, p, fact.target_new, fact.target_true) for p in prompts]
-    return rows
 
 
 def halves(facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
@@ -92,6 +67,18 @@ class FactsDataModule(L.LightningDataModule):
             2024 for that size: 25 of 4, 10 of 16, 5 of 64, 5 of 256, 3 of 1,024, 2 of 4,096, 1 of 10,000.
         facts_per_step: facts that the editor is handed at a time; it searches them in micro-batches of its own.
         seed: draws the facts at random, none twice, over all batches; default: the first ones, in the file's order.
+        generation: generate from the facts' generation prompts, as the editor's protocol has it, and measure the text.
+        probes: labelled tasks on which the model is tried before editing and after batches of edits.
+        text: held-out text whose perplexity is measured when the probes are.
+        probe_every: batches of edits after which probes and text are measured; always after the last. Default: only
+            then.
+
+    Attributes:
+        sequential: whether each batch of edits stays while the next ones are made, so that the facts of all batches
+            are measured after the last.
+        edited: whether ``validate`` measures an edited model.
+        only: positions of the facts that ``validate`` measures; None: all.
+        present: the batch of edits that ``validate`` measures by itself, None where there is no such.
     """
 
     def __init__(
@@ -103,15 +90,25 @@ class FactsDataModule(L.LightningDataModule):
         num_batches: PositiveInt | Literal["paper"] | None = None,
         facts_per_step: PositiveInt = 256,
         seed: int | None = None,
+        generation: bool = False,
+        probes: list[Probe] | None = None,
+        text: HeldOutText | None = None,
+        probe_every: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.source, self.split, self.num_facts = facts, split, num_facts
         self.batch_size, self.facts_per_step, self.seed = batch_size, facts_per_step, seed
+        self.generation, self.probes, self.text, self.probe_every = generation, probes or [], text, probe_every
         self.asked_batches = num_batches
         self.selected: list[Fact] = []
         self.tuning: list[Fact] = []
         self.others: list[Fact] = []
         self.made = 0  # leading batches of edits whose weights are there already, so that nothing is to be found
+        self.probe_sets: list[ProbeSet] = []
+        self.sequential = self.edited = False
+        self.only: Sequence[int] | None = None
+        self.present: int | None = None
+        self._windows: list[TextRow] = []
 
     @classmethod
     def of(cls, facts: Sequence[Fact], batch_size: int | None = None) -> FactsDataModule:
@@ -122,7 +119,12 @@ class FactsDataModule(L.LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read and select the facts (once)."""
+        """Read and select the facts, and read the probes (once)."""
+        if len(self.probe_sets) < len(self.probes):
+            titles = [probe.title for probe in self.probes]
+            if double := [t for t in titles if titles.count(t) > 1]:
+                raise InputError(f"probes: expected a name of its own for each, but got {double[0]!r} twice; give name")
+            self.probe_sets = [load_probe(probe, number) for number, probe in enumerate(self.probes)]
         if self.selected:
             return
         others: list[Fact] = []
@@ -202,7 +204,7 @@ class FactsDataModule(L.LightningDataModule):
                 self.tuning, self.selected[:size] = halves(self.selected[:size])
         reported = {row.prompt for row in evaluation_rows(self.selected, range(len(self.selected)))}
         rows = evaluation_rows(self.tuning, range(len(self.tuning)))
-        return [row for row in rows if row.prompt not in reported]
+        return [row for row in rows if row.prompt not in reported and row.target_true is not None]
 
     @property
     def num_batches(self) -> int:
@@ -230,14 +232,61 @@ class FactsDataModule(L.LightningDataModule):
         steps = [share[i : i + self.facts_per_step] for i in range(0, longest, self.facts_per_step)]
         return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
 
-    @override
-    def val_dataloader(self) -> DataLoader[list[EvaluationRow]]:
-        """This process's share of the rows: of the present batch in ``fit``, of all the run's facts in ``validate``."""
+    def phases(self) -> dict[str, Sequence[int]]:
+        """The facts that are measured now, by what that is called.
+
+        "before": all, on the unedited model; "after": those of the present batch of edits, or in ``validate`` of an
+        edited model all; "final": those of all batches, once the last of several sequential ones is made.
+        """
         assert self.trainer is not None
-        fitting = self.trainer.state.fn == "fit"
-        indices = self.batch_indices(self.trainer.current_epoch) if fitting else range(len(self.selected))
-        indices = indices[self.trainer.global_rank :: self.trainer.world_size]
-        chunks = [indices[i : i + 32] for i in range(0, len(indices), 32)]
-        batches = [evaluation_rows([self.selected[i] for i in chunk], chunk) for chunk in chunks]
+        if self.trainer.state.fn != "fit":
+            every = range(len(self.selected)) if self.only is None else self.only
+            return {"after" if self.edited else "before": every}
+        present = self.batch_indices(self.trainer.current_epoch)
+        found: dict[str, Sequence[int]] = {"after": present}
+        if self.sequential and self._is_last and present.start:
+            found["final"] = range(present.stop)
+        return found
+
+    @property
+    def _is_last(self) -> bool:
+        assert self.trainer is not None
+        asked = self.trainer.max_epochs
+        batches = self.num_batches if asked is None or asked < 0 else min(asked, self.num_batches)
+        return self.trainer.current_epoch == batches - 1
+
+    @property
+    def _probes_are_due(self) -> bool:
+        assert self.trainer is not None
+        if self.trainer.state.fn != "fit" or self._is_last:
+            return True
+        return bool(self.probe_every) and (self.trainer.current_epoch + 1) % (self.probe_every or 1) == 0
+
+    @override
+    def val_dataloader(self) -> list[DataLoader[list[Row]]]:
+        """This process's share of the rows, a loader for each kind of evaluation: edits, generation, probes, text."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        editor: Any = self.trainer.lightning_module
+        every = max(self.phases().values(), key=len)  # what is measured twice is run once
+        indices = every[rank::world]
+        facts = [self.selected[i] for i in indices]
+        batches: list[list[list[Any]]] = [
+            [
+                evaluation_rows(facts[n : n + FACTS_AT_A_TIME], indices[n : n + FACTS_AT_A_TIME])
+                for n in range(0, len(facts), FACTS_AT_A_TIME)
+            ]
+        ]
+        if self.generation:
+            batches.append(_cut(generation_rows(facts, indices, editor.protocol.generations)))
+        if self._probes_are_due:
+            batches += [_cut(probe.rows[rank::world]) for probe in self.probe_sets]
+            if self.text is not None:
+                self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.family.context)
+                batches.append(_cut(self._windows[rank::world]))
         # never empty, so that the loop runs and its callbacks see the edited model
-        return DataLoader([rows for rows in batches if rows] or [[]], batch_size=None)  # type: ignore[arg-type]
+        return [DataLoader(part or [[]], batch_size=None) for part in batches]  # type: ignore[arg-type]
+
+
+def _cut(rows: Sequence[Any]) -> list[list[Any]]:
+    return [list(rows[i : i + ROWS_AT_A_TIME]) for i in range(0, len(rows), ROWS_AT_A_TIME)]

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ from typing_extensions import override
 
 from editkit.covariance import MomentSource
 from editkit.data.facts import Fact
-from editkit.data.module import EvaluationRow
+from editkit.data.module import FactsDataModule
 from editkit.editors.search import (
     Group,
     GroupRows,
@@ -36,12 +37,14 @@ from editkit.editors.search import (
 )
 from editkit.editors.spread import Spread
 from editkit.errors import InputError
+from editkit.evaluation.measure import EditResult, Original, Result, Subject, fact_of, in_order
+from editkit.evaluation.rows import Row
 from editkit.functional import Delta, FactoredMoment
 from editkit.functional.values import clamp_norm, group_mean, shrinkage
-from editkit.metrics.bundle import EditingScores
+from editkit.metrics.bundle import AbilityScores, FactScores
+from editkit.metrics.protocol import Protocol
 from editkit.models.family import Family, lookup_states
 from editkit.models.load import load_language_model
-from editkit.models.score import target_nll
 from editkit.models.spans import encode_prompts, length_batches, pad
 from editkit.models.templates import generate_templates
 from editkit.strategy import gather
@@ -50,8 +53,6 @@ RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; the atla
 LOOKUP_TOKENS = 8192  # per padded batch where keys and states are read off, which keeps nothing
 COMPACT = 8  # facts that are done leave the rows once they are one in so many of them
 
-#: rows with the (rows,) NLLs of their new and true targets
-Scored = tuple[list[EvaluationRow], Tensor, Tensor]
 #: told after each gradient step: facts done, mean loss (nats), mean probability of the new target
 Progress = Callable[[int, float, float], None]
 
@@ -108,6 +109,7 @@ class Editor(L.LightningModule):
         values: how value vectors are found.
         moments: text and size of the second moments.
         spread: rule that divides the residual among several layers.
+        protocol: how edits are measured: "paper" (default), "public" or "easyedit", or the fields of one's own.
     """
 
     #: facts that one solve can take, None for any number
@@ -122,6 +124,7 @@ class Editor(L.LightningModule):
         values: ValueSearch | None = None,
         moments: MomentSource | None = None,
         spread: Spread | None = None,
+        protocol: Protocol | str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
@@ -133,8 +136,9 @@ class Editor(L.LightningModule):
         self.spread = spread or Spread()
         self.offset = nn.Parameter(torch.zeros(1))  # δ; takes its shape from each micro-batch
         self.found = Found()
-        self.scores = EditingScores()
-        self.seen: list[Scored] = []
+        self.protocol, self._protocol_asked = Protocol(), protocol
+        self.results: list[Result] = []
+        self.original: Original | None = None
         self.language_model: PreTrainedModel | None = None
         self.progress: Progress | None = None
         self._templates: list[list[str]] | None = None
@@ -150,6 +154,7 @@ class Editor(L.LightningModule):
     @override
     def configure_model(self) -> None:
         """Load the language model once and check the layers against it."""
+        self.protocol = Protocol.of(self._protocol_asked)
         if self.language_model is None:
             self.attach(*load_language_model(self.lm, self.dtype_name))
         if self.layers is None:
@@ -408,25 +413,45 @@ class Editor(L.LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
-        self.scores.reset()
-        self.seen = []
+        self.results = []
 
     @override
-    def validation_step(self, batch: list[EvaluationRow], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score both targets of each row; ``seen`` has the NLLs of all rows once the epoch has ended."""
-        if not batch:  # no fact has a target_true
-            return {"nll_new": torch.zeros(0), "nll_true": torch.zeros(0)}
-        new, true = [r.target_new for r in batch], [r.target_true for r in batch]
-        nll = target_nll(self.family, self.tokenizer, [r.prompt for r in batch] * 2, new + true)
-        nll_new, nll_true = nll.split(len(batch))
-        self.seen.append((batch, nll_new, nll_true))
-        return {"nll_new": nll_new, "nll_true": nll_true}
+    def validation_step(self, batch: list[Row], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure rows of one kind; ``results`` has those of all processes once the epoch has ended."""
+        data = self._data
+        before = data is not None and "before" in data.phases()
+        probes = data.probe_sets if data is not None else ()
+        original = None if before else self.original or {}
+        self.results += Subject(self.family, self.tokenizer, self.protocol, probes, original).measure(batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        everywhere = [part for parts in gather(self.seen) for part in parts]
-        self.seen = sorted(everywhere, key=lambda part: part[0][0].fact)
-        for part in self.seen:
-            self.scores.update(*part)
-        results = self.scores.results(intervals=False)
-        self.log_dict({f"val/{name}": r["mean"] for name, r in results.items()}, prog_bar=False)
+        self.results = in_order(result for part in gather(self.results) for result in part)
+        data = self._data
+        if data is None:
+            return
+        if left_out := sum(not result.fits for result in self.results):
+            rank_zero_warn(
+                f"evaluation: {left_out} of {len(self.results)} rows are longer than the model's context window of "
+                f"{self.family.context} tokens, or than protocol.generation_length; they are left out of all scores",
+                stacklevel=2,
+            )
+        for phase, facts in data.phases().items():
+            if phase == "before":
+                self.original = {r.key: r.predicted for r in self.results if isinstance(r, EditResult)}
+            scores, members = FactScores(), frozenset(facts)
+            scores.update(r for r in self.results if fact_of(r) in members)
+            where = f"val/{phase}" if phase == "final" else "val"
+            self._log_figures({f"{where}/{name}": f["mean"] for name, f in scores.results(intervals=False).items()})
+        abilities = AbilityScores(data.probe_sets)
+        abilities.update(self.results)
+        for title, figures in abilities.results(intervals=False).items():
+            self._log_figures({f"val/{title}/{name}": f["mean"] for name, f in figures.items()})
+
+    def _log_figures(self, figures: dict[str, float]) -> None:
+        self.log_dict(figures, prog_bar=False, rank_zero_only=True, batch_size=1)
+
+    @property
+    def _data(self) -> FactsDataModule | None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, FactsDataModule) else None

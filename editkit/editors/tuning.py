@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from editkit.data.facts import Fact
-from editkit.data.module import EvaluationRow, group_by_key
+from editkit.data.module import group_by_key
 from editkit.editors.base import Editor, Found
 from editkit.edits import WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
+from editkit.evaluation.measure import Subject
+from editkit.evaluation.rows import EvaluationRow
 from editkit.functional import Delta, FactoredMoment, ridge_path
 from editkit.functional.scores import harmonic_mean
-from editkit.metrics.bundle import EditingScores
-from editkit.models.score import target_nll
+from editkit.metrics.bundle import FactScores
 from editkit.strategy import from_rank_zero, gather, place
 
 RIDGES = 12  # on the path
@@ -129,12 +129,9 @@ def _find(editor: Editor, facts: Sequence[Fact], bar: Progress) -> None:
 
 
 def _scores(editor: Editor, rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    bundle = EditingScores()
+    bundle, subject = FactScores(), Subject(editor.family, editor.tokenizer, editor.protocol)
     for start in range(0, len(rows), ROWS):
-        part = list(rows[start : start + ROWS])
-        targets = [row.target_new for row in part] + [row.target_true for row in part]
-        nll: Tensor = target_nll(editor.family, editor.tokenizer, [row.prompt for row in part] * 2, targets)
-        bundle.update(part, *nll.split(len(part)))
+        bundle.update(subject.edits(rows[start : start + ROWS]))
     found = {name: r["mean"] for name, r in bundle.results(intervals=False).items() if name in ("ES", "PS", "NS")}
     found["S"] = float(harmonic_mean(torch.tensor(list(found.values()))))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from editkit.metrics.accuracy import ExactMatch, TokenAccuracy
+from editkit.metrics.base import FactMetric
 from editkit.metrics.editing import (
     KINDS,
     EditingMetric,
@@ -13,15 +15,27 @@ from editkit.metrics.editing import (
     ParaphraseMagnitude,
     ParaphraseScore,
 )
+from editkit.metrics.generation import GenerationEntropy, ReferenceScore, TextPerplexity
+from editkit.metrics.probes import InvalidShare, ProbeAccuracy, ProbeF1, ProbeMatthews
 
 __all__ = [
     "KINDS",
     "EditingMetric",
     "EfficacyMagnitude",
     "EfficacyScore",
+    "ExactMatch",
+    "FactMetric",
+    "GenerationEntropy",
     "HarmonicScore",
+    "InvalidShare",
     "NeighborhoodMagnitude",
     "NeighborhoodScore",
     "ParaphraseMagnitude",
     "ParaphraseScore",
+    "ProbeAccuracy",
+    "ProbeF1",
+    "ProbeMatthews",
+    "ReferenceScore",
+    "TextPerplexity",
+    "TokenAccuracy",
 ]

@@ -7,29 +7,27 @@ one fact, and so that the interval over facts is available.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from editkit.functional.scores import (
     Prefer,
     bootstrap_interval,
-    check_rows,
     fact_means,
     harmonic_mean,
     magnitude_rows,
     score,
     score_rows,
 )
+from editkit.metrics.base import FactMetric
 
 KINDS = ("rewrite", "paraphrase", "neighborhood")
 """The kinds of prompt; a kind's position is its number in :class:`HarmonicScore`."""
 
 
-class EditingMetric(Metric):
+class EditingMetric(FactMetric):
     """Base of the metrics that compare two targets after a prompt.
 
     A subclass sets ``short``, and ``prefer`` or ``is_magnitude`` where they differ from an efficacy score.
@@ -38,23 +36,11 @@ class EditingMetric(Metric):
         kwargs: Those of :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 100.0
-
-    short: ClassVar[str]
     prefer: ClassVar[Prefer] = "new"
     is_magnitude: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("nll_new", "nll_true", "fact")
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for column in self.columns:
-            self.add_state(column, default=[], dist_reduce_fx="cat")
-
-    def update(self, nll_new: Tensor, nll_true: Tensor, fact: Tensor) -> None:
+    def update(self, nll_new: Tensor, nll_true: Tensor, fact: Tensor) -> None:  # type: ignore[override]
         """Add rows, one for each prompt.
 
         Args:
@@ -66,62 +52,6 @@ class EditingMetric(Metric):
             ValueError: if the shapes differ or are not (rows,), or ``fact`` is not integer.
         """
         self._append(nll_new=nll_new, nll_true=nll_true, fact=fact)
-
-    def compute(self) -> Tensor:
-        """Mean over facts of the mean over each fact's rows.
-
-        Returns:
-            0-dim float32, on the papers' 0-100 scale; NaN when there are no rows or a likelihood is NaN.
-        """
-        return self._per_fact().mean().float()
-
-    def per_fact(self) -> Tensor:
-        """Each fact's own value, over all ranks. Collective: call it on every rank or on none.
-
-        Returns:
-            (facts,), on the 0-100 scale, in ascending order of fact id.
-        """
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
-            return self._per_fact()
-
-    def interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval over facts. Collective, like :meth:`per_fact`.
-
-        Args:
-            level: Coverage, in (0, 1).
-            resamples: Number of bootstrap samples.
-            seed: Seed of a generator of its own.
-
-        Returns:
-            Low and high end, on the 0-100 scale.
-        """
-        return bootstrap_interval(self.per_fact(), level, resamples, seed)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all ranks, see :meth:`torchmetrics.Metric.sync`."""
-        # For a rank without rows (one fact on two ranks) torchmetrics would gather an empty float tensor against the
-        # other ranks' integer ids; an empty tensor of the right dtype keeps the collective consistent.
-        for column in self.columns:
-            state = getattr(self, column)
-            if isinstance(state, list) and not state:
-                setattr(self, column, [self._column(column)])
-        super().sync(*args, **kwargs)
-
-    def _append(self, **rows: Tensor) -> None:
-        check_rows(**rows)
-        for column, values in rows.items():
-            getattr(self, column).append(values.detach().to(self._column_dtype(column)))
-
-    def _column_dtype(self, column: str) -> torch.dtype:
-        return self.dtype if column.startswith("nll") else torch.long
-
-    def _column(self, column: str) -> Tensor:
-        state: list[Tensor] | Tensor = getattr(self, column)
-        if isinstance(state, list) and not state:
-            return torch.empty(0, dtype=self._column_dtype(column), device=self.device)
-        return dim_zero_cat(state).to(self._column_dtype(column))
 
     def _per_fact(self) -> Tensor:
         rows = magnitude_rows if self.is_magnitude else score_rows

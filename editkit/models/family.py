@@ -8,6 +8,7 @@ and a way to run the model's own final norm and head on chosen hidden states.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -75,6 +76,16 @@ class Family:
         """Where the inputs go."""
         device: torch.device = self.model.get_input_embeddings().weight.device  # type: ignore[assignment]
         return device
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit into the context window; of models without an end to it, more than there ever are."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "max_seq_len"):
+            found = getattr(config, name, None)
+            if isinstance(found, int):
+                return found
+        return sys.maxsize
 
     @functools.cached_property
     def returns_tuple(self) -> bool:

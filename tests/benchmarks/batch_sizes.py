@@ -23,11 +23,12 @@ from rich.progress import track
 from editkit import EMMET, MEMIT, ROME, Editor, Fact, MomentSource, ValueSearch, WeightUpdate, load_language_model
 from editkit.atlas.world import load_world
 from editkit.covariance import factored_moments
-from editkit.data.module import evaluation_rows, group_by_key
+from editkit.data.module import group_by_key
 from editkit.editors.base import Found
 from editkit.edits import WeightSnapshot
-from editkit.metrics.bundle import EditingScores
-from editkit.models.score import target_nll
+from editkit.evaluation.measure import Subject
+from editkit.evaluation.rows import evaluation_rows
+from editkit.metrics.bundle import FactScores
 
 BATCHES = {1: 64, 4: 25, 16: 10, 64: 5, 256: 4}
 METHODS: dict[str, tuple[type[Editor], dict[str, float]]] = {
@@ -41,12 +42,10 @@ SEARCH = {"num_steps": 30, "clamp": 5.0, "decay": 0.0, "loss_threshold": 0.005} 
 KEYS = ("ES", "PS", "NS", "S")
 
 
-def score(editor: Editor, facts: Sequence[Fact], first: int, scores: EditingScores) -> None:
+def score(editor: Editor, facts: Sequence[Fact], first: int, scores: FactScores) -> None:
     """Add a batch's rows to ``scores``."""
     rows = evaluation_rows(facts, range(first, first + len(facts)))
-    targets = [row.target_new for row in rows] + [row.target_true for row in rows]
-    nll = target_nll(editor.family, editor.tokenizer, [row.prompt for row in rows] * 2, targets)
-    scores.update(rows, *nll.split(len(rows)))
+    scores.update(Subject(editor.family, editor.tokenizer, editor.protocol, original={}).edits(rows))
 
 
 def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, dict[str, float]], int, float]:
@@ -67,7 +66,7 @@ def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, 
     lead = editors["MEMIT, λ = 30"]
     moments = factored_moments(lead.family, tokenizer, layers, lead.moments, progress=False)
     before = WeightSnapshot(lead.family, layers)
-    scores = {name: EditingScores() for name in editors}
+    scores = {name: FactScores() for name in editors}
     seconds = 0.0
     for index, batch in enumerate(track(batches, f"batches of {size}", transient=True)):
         lead.found = Found()

@@ -38,7 +38,7 @@ from editkit.editors import EMMET, ValueSearch
 from editkit.editors.base import Found
 from editkit.editors.search import group_rows, search_bytes
 from editkit.functional import factor_second_moment
-from editkit.models.score import continue_greedily
+from editkit.models.generate import continue_greedily
 
 
 def templates() -> list[list[str]]:

@@ -50,7 +50,7 @@ def test_quickstart_leaves_a_run_folder(
     assert "after" in shown
     assert "asked for" in shown
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics["before"]) == {"ES", "EM", "PS", "PM", "NS", "NM", "S"}
+    assert {"ES", "EM", "PS", "PM", "NS", "NM", "S", "EA", "PA", "NA", "GE"} <= set(metrics["before"])
     assert metrics["after"]["EM"] > metrics["before"]["EM"]
     low, high = metrics["intervals"]["after"]["ES"]
     assert low <= metrics["after"]["ES"] <= high
@@ -114,7 +114,7 @@ def test_records_of_ones_own_csv(
         assert "PS" in metrics["after"]
         assert "NS" not in metrics["after"]  # no neighbourhood prompts: absent, not 0 or NaN
     else:
-        assert "after" not in metrics
+        assert set(metrics["after"]) == {"EA", "EA_token"}  # which need no other target
         assert "no fact has a target_true" in shown
     assert len(metrics["samples"]) == 3
 

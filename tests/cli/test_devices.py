@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -45,12 +46,19 @@ def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
         [json.loads(line) for line in (tmp_path / run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
         for run in ("one", "two")
     ]
-    key = ("phase", "fact", "kind", "prompt")
-    rows = [[row for row in part if row["kind"] != "sample"] for part in rows]
-    first, second = (sorted(part, key=lambda row: [row[k] for k in key]) for part in rows)
-    assert [[row[k] for k in key] for row in first] == [[row[k] for k in key] for row in second]
-    nll = [torch.tensor([row["nll_new"] for row in part]) for part in (first, second)]
+    # facts, generated texts, probes and held-out text: each row once, in one order, whatever the number of processes
+    key = ("phase", "batch", "kind", "fact", "probe", "number", "prompt")
+    first, second = ([[row.get(k) for k in key] for row in part] for part in rows)
+    assert first == second
+    assert {row["kind"] for row in rows[0]} >= {"rewrite", "neighborhood", "generation", "probe", "text", "sample"}
+    nll = [torch.tensor([row["nll_new"] for row in part if "nll_new" in row]) for part in rows]
     torch.testing.assert_close(*nll, rtol=1e-3, atol=1e-4)
+    before = [[row["text"] for row in p if row["kind"] == "generation" and row["phase"] == "before"] for p in rows]
+    assert before[0] == before[1]  # the draws too
+    metrics = [json.loads((tmp_path / run / "metrics.json").read_text(encoding="utf-8")) for run in ("one", "two")]
+    assert metrics[0]["before"] == pytest.approx(metrics[1]["before"], abs=1e-2)
+    for name, entry in metrics[0]["probes"].items():
+        assert metrics[1]["probes"][name]["before"] == pytest.approx(entry["before"], abs=1e-2)
 
     # as if it had been killed before the last batch: two processes go on where one ledger ends
     run = tmp_path / "two" / "edits"

@@ -129,10 +129,33 @@ def test_equal_targets_warn_once_a_file(tmp_path):
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
-def test_a_locality_prompt_with_another_answer_is_left_out():
-    with pytest.warns(UserWarning, match=r"locality_prompt is left out.*record 1 first, 1 in all"):
-        (fact,) = as_facts([EASYEDIT | {"locality_ground_truth": "Italy"}])
+def test_a_locality_prompt_with_another_answer_is_an_unrelated_one():
+    (fact,) = as_facts([EASYEDIT | {"locality_ground_truth": "Italy "}])
     assert fact.neighborhood_prompts == ()
+    assert (fact.unrelated_prompts, fact.unrelated_answers) == (("Nice lies in",), ("Italy",))
+    with pytest.raises(InputError, match="an answer for each of the 2 unrelated prompts"):
+        as_facts([FLAT | {"unrelated_prompts": ["One is", "Two is"], "unrelated_answers": ["1"]}])
+
+
+def test_zsre_reads_as_its_answer_is_written():
+    record = {
+        "subject": "UniFirst", "src": "What is made by UniFirst?", "pred": "uniform", "rephrase": "What does it make?",
+        "alt": "unmanned aircraft", "answers": ["uniform"], "loc": "nq question: who sang it", "loc_ans": "Nobody",
+    }  # fmt: skip
+    (fact,) = as_facts([record])
+    assert (fact.prompt, fact.target_new, fact.target_true) == ("What is made by {}?", "uniform", None)
+    assert fact.paraphrase_prompts == ("What does it make?",)
+    assert (fact.unrelated_prompts, fact.unrelated_answers) == (("nq question: who sang it",), ("Nobody",))
+    (other,) = as_facts([record | {"target_new": record["alt"]}])
+    assert other.target_new == "unmanned aircraft"
+
+
+def test_public_zsre_reads_whole():
+    path = SHARED / "data" / "zsre" / "zsre-mend.json"
+    if not path.exists():
+        pytest.skip(f"{path} is absent: shared data is not part of the project (set EDITKIT_SHARED to its folder)")
+    facts = load_facts(path)
+    assert len(facts) == 600 and all(f.unrelated_answers and f.paraphrase_prompts for f in facts)
 
 
 def without(name: str) -> dict[str, str]:

@@ -246,7 +246,7 @@ def test_the_trainer_alone_is_enough(moments: Path) -> None:
     assert trainer.global_step > 0
     assert len(update.edits.batches) == 3
     metrics = report.metrics()
-    assert set(metrics["before"]) == set(metrics["after"]) == {"ES", "EM", "PS", "PM", "NS", "NM", "S"}
+    assert {"ES", "EM", "PS", "PM", "NS", "NM", "S"} <= set(metrics["before"]) == set(metrics["after"])
     assert metrics["after"]["ES"] >= metrics["before"]["ES"]
 
 

@@ -14,17 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from editkit.metrics import (
     EditingMetric,
     EfficacyMagnitude,
     EfficacyScore,
+    GenerationEntropy,
     HarmonicScore,
     NeighborhoodMagnitude,
     NeighborhoodScore,
     ParaphraseMagnitude,
     ParaphraseScore,
+    ProbeMatthews,
+    ReferenceScore,
+    TextPerplexity,
+    TokenAccuracy,
 )
 
 ROWS = 120
@@ -178,6 +183,23 @@ def test_works_in_a_collection():
     assert values["efficacy_magnitude"].item() == pytest.approx(plain(rows, 1, True), abs=1e-4)
 
 
+def others() -> list[tuple[Metric, list[Tensor | list[list[str]]]]]:
+    """Metrics of accuracy, text and probes, with rows for each."""
+    rows, words = make_rows(), ["a", "b", "c", "d", "e", "f"]
+    generator = torch.Generator().manual_seed(8)
+    texts, references = (
+        [[words[i] for i in torch.randint(0, 6, (9,), generator=generator).tolist()] for _ in range(ROWS)] for _ in "tr"
+    )
+    ids = torch.arange(ROWS)
+    return [
+        (TokenAccuracy("EA"), [torch.rand(ROWS, generator=generator), rows["fact"]]),
+        (GenerationEntropy(), [texts, rows["fact"]]),
+        (ReferenceScore(), [texts, references, rows["fact"]]),
+        (TextPerplexity(), [rows["nll_new"], rows["fact"] + 1, ids]),
+        (ProbeMatthews(3), [rows["kind"], rows["fact"] % 3, ids]),
+    ]
+
+
 def _rank(rank: int, folder: str) -> None:
     """One of two processes: its share of the rows (facts straddle ranks), then all rows on rank 0 alone."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/sync", rank=rank, world_size=2)
@@ -189,6 +211,9 @@ def _rank(rank: int, folder: str) -> None:
             if make_rows()["fact"][share].numel():
                 metric.update(**{name: value[share] for name, value in for_metric(metric, make_rows()).items()})
             found.append([metric.compute().item(), metric.per_fact().nan_to_num(-1).tolist(), metric.interval(0.9, 50)])
+    for metric, columns in others():
+        metric.update(*(column[rank::2] for column in columns))
+        found.append([metric.compute().item(), metric.interval(0.9, 50)])
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -207,6 +232,11 @@ def test_two_processes_equal_one(tmp_path):
             assert value == pytest.approx(metric.compute().item(), rel=1e-6)
             torch.testing.assert_close(torch.tensor(per_fact), metric.per_fact().nan_to_num(-1))
             assert interval == pytest.approx(metric.interval(0.9, 50), rel=1e-6, abs=1e-4)
+    for (metric, columns), (value, interval) in zip(others(), ranks[0][2 * len(CLASSES) + 2 :], strict=True):
+        metric.update(*columns)
+        assert value == pytest.approx(metric.compute().item(), rel=1e-5)
+        # rows that belong to no fact come in another order on two ranks, and a resample draws others
+        assert interval[0] < value < interval[1] and metric.interval(0.9, 50)[0] < value
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from editkit.data.facts import Fact
 from editkit.errors import InputError
 from editkit.models.family import Family
-from editkit.models.score import continue_greedily, target_nll
+from editkit.models.generate import continue_greedily
+from editkit.models.score import target_nll
 from editkit.models.spans import encode, encode_prompts, length_batches
 
 TEXTS = ["The mother tongue of Danielle Darrieux is English", "New York City's mayor speaks Brazilian Portuguese"] * 3

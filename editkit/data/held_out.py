@@ -1,0 +1,42 @@
+"""Held-out text, cut into windows whose likelihood is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jsonargparse.typing import PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from editkit.data.text import TextSource, open_text
+from editkit.data.windows import windows, within_budget
+from editkit.errors import InputError
+from editkit.evaluation.rows import TextRow
+
+
+@dataclass
+class HeldOutText(TextSource):
+    """Text whose perplexity is measured.
+
+    Args:
+        num_tokens: tokens of it, from its start.
+    """
+
+    seed: int = 1  # the atlas's text for second moments is drawn with 0
+    num_tokens: PositiveInt = 20_000
+
+
+def text_rows(source: HeldOutText, tokenizer: PreTrainedTokenizerBase, context: int) -> list[TextRow]:
+    """The windows of a text, each at most as long as the model's context window.
+
+    Raises:
+        InputError: the text cannot be read, or has no window of two tokens.
+    """
+    source = replace(source, max_length=min(source.max_length, context))
+    try:
+        found = within_budget(windows(tokenizer, open_text(source), source), source.num_tokens)
+        rows = [TextRow(i, w.ids) for i, w in enumerate(found) if len(w.ids) > 1]
+    except InputError as error:
+        raise InputError(str(error).replace("moments.", "data.text.")) from error
+    if not rows:
+        raise InputError(f"data.text: expected text of at least two tokens, but {source.text!r} has none; give another")
+    return rows
