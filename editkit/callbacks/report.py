@@ -15,12 +15,12 @@ from editkit.data.module import FactsDataModule
 from editkit.data.tasks import TASKS
 from editkit.editors.base import Editor
 from editkit.evaluation.book import Book
-from editkit.evaluation.path import write_path
+from editkit.evaluation.files import Row, read_records, write_part, write_records
+from editkit.evaluation.probe_path import write_path
 from editkit.evaluation.tables import tables
 from editkit.files import write_whole
 from editkit.metrics.protocol import Protocol
 from editkit.models.generate import continue_greedily
-from editkit.records import Row, read_records, write_part, write_records
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
-from editkit.edits.path import write_path
+from editkit.edits.ridge_path import write_path
 from editkit.edits.weights import WeightSnapshot, apply_delta, as_recorded, check_shapes
 from editkit.errors import InputError
 from editkit.models.family import Family

@@ -39,7 +39,7 @@ POINTS = {
     "before the first value is kept": ("editkit.callbacks.found_parts", "write_whole", 1),
     "within a batch": ("editkit.callbacks.found_parts", "write_whole", 4),
     "with a batch solved but not kept": ("editkit.edits.files", "write_whole", 3),
-    "with a batch kept but not measured": ("editkit.records", "write_whole", 4),
+    "with a batch kept but not measured": ("editkit.evaluation.files", "write_whole", 4),
     "with all measured but the end": ("editkit.callbacks.report", "write_whole", 1),
 }
 
@@ -95,7 +95,7 @@ def test_killed_at_a_point_and_started_again(tmp_path: Path, whole: dict[str, Pa
 
 def test_independent_batches_too(tmp_path: Path, whole: dict[str, Path]) -> None:
     command = arguments(whole["moments"], tmp_path / "run", "independent")
-    assert deadly(("editkit.records", "write_whole", 3), command) == -signal.SIGKILL
+    assert deadly(("editkit.evaluation.files", "write_whole", 3), command) == -signal.SIGKILL
     assert main(command) == 0
     assert contents(tmp_path / "run") == contents(whole["independent"])
 
