@@ -23,12 +23,12 @@ from editkit.atlas.probes import TASKS, render
 from editkit.atlas.world import load_world
 from editkit.covariance import MomentSource, second_moments
 from editkit.data.facts import Fact
+from editkit.data.rows import evaluation_rows
 from editkit.editors import EMMET, ValueSearch
 from editkit.edits import WeightSnapshot, apply_delta
 from editkit.evaluation.measure import Subject
-from editkit.evaluation.rows import evaluation_rows
+from editkit.evaluation.scores import FactScores
 from editkit.functional import FactoredMoment, LowRankDelta, effective_rank, emmet_update, factor_second_moment
-from editkit.metrics.bundle import FactScores
 from editkit.metrics.protocol import Protocol
 from editkit.models.family import Family
 from editkit.models.load import ATLAS, load_language_model

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from jsonargparse.typing import PositiveInt
 from transformers import PreTrainedTokenizerBase
 
+from editkit.data.rows import TextRow
 from editkit.data.text import TextSource, open_text
 from editkit.data.windows import windows, within_budget
 from editkit.errors import InputError
-from editkit.evaluation.rows import TextRow
 
 
 @dataclass

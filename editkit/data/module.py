@@ -16,8 +16,8 @@ from typing_extensions import override
 from editkit.data.facts import Fact, load_facts
 from editkit.data.held_out import HeldOutText, text_rows
 from editkit.data.probes import Probe, ProbeSet, load_probe
+from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 from editkit.errors import InputError
-from editkit.evaluation.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 
 FACTS_AT_A_TIME = 32  # in a batch of evaluation rows
 ROWS_AT_A_TIME = 256  # questions, texts or windows in a batch

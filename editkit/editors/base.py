@@ -25,6 +25,7 @@ from typing_extensions import override
 from editkit.covariance import MomentSource
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
+from editkit.data.rows import Row
 from editkit.editors.search import (
     Group,
     GroupRows,
@@ -38,10 +39,9 @@ from editkit.editors.search import (
 from editkit.editors.spread import Spread
 from editkit.errors import InputError
 from editkit.evaluation.measure import EditResult, Original, Result, Subject, fact_of, in_order
-from editkit.evaluation.rows import Row
+from editkit.evaluation.scores import AbilityScores, FactScores
 from editkit.functional import Delta, FactoredMoment
 from editkit.functional.values import clamp_norm, group_mean, shrinkage
-from editkit.metrics.bundle import AbilityScores, FactScores
 from editkit.metrics.protocol import Protocol
 from editkit.models.family import Family, lookup_states
 from editkit.models.load import load_language_model

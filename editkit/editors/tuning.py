@@ -11,14 +11,14 @@ from rich.progress import Progress
 
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
+from editkit.data.rows import EvaluationRow
 from editkit.editors.base import Editor, Found
 from editkit.edits import WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
 from editkit.evaluation.measure import Subject
-from editkit.evaluation.rows import EvaluationRow
+from editkit.evaluation.scores import FactScores
 from editkit.functional import Delta, FactoredMoment, ridge_path
 from editkit.functional.scores import harmonic_mean
-from editkit.metrics.bundle import FactScores
 from editkit.strategy import from_rank_zero, gather, place
 
 RIDGES = 12  # on the path

@@ -10,7 +10,7 @@ from editkit.data.facts import Fact
 from editkit.data.probes import ProbeSet
 from editkit.evaluation.measure import EditResult, Original, Result, fact_of
 from editkit.evaluation.records import from_record, to_record
-from editkit.metrics.bundle import AbilityScores, FactScores, Figure
+from editkit.evaluation.scores import AbilityScores, FactScores, Figure
 from editkit.metrics.protocol import Protocol
 
 PHASES = ("before", "after", "final")

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from editkit.data.probes import ProbeRow, ProbeSet, answer_of
-from editkit.evaluation.rows import NEIGHBORHOOD, UNRELATED, EvaluationRow, GenerationRow, Row, TextRow
+from editkit.data.rows import NEIGHBORHOOD, UNRELATED, EvaluationRow, GenerationRow, Row, TextRow
 from editkit.functional.generation import generation_entropy
 from editkit.metrics.protocol import Protocol, cut
 from editkit.models.family import Family

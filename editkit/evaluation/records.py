@@ -7,8 +7,8 @@ from typing import Any
 
 from editkit.data.facts import Fact
 from editkit.data.probes import ProbeRow, ProbeSet
+from editkit.data.rows import EvaluationRow, GenerationRow, TextRow
 from editkit.evaluation.measure import EditResult, GenerationResult, ProbeResult, Result, TextResult
-from editkit.evaluation.rows import EvaluationRow, GenerationRow, TextRow
 from editkit.metrics.editing import KINDS
 
 EDIT_KINDS = (*KINDS, "unrelated")

@@ -24,11 +24,11 @@ from editkit import EMMET, MEMIT, ROME, Editor, Fact, MomentSource, ValueSearch,
 from editkit.atlas.world import load_world
 from editkit.covariance import factored_moments
 from editkit.data.module import group_by_key
+from editkit.data.rows import evaluation_rows
 from editkit.editors.base import Found
 from editkit.edits import WeightSnapshot
 from editkit.evaluation.measure import Subject
-from editkit.evaluation.rows import evaluation_rows
-from editkit.metrics.bundle import FactScores
+from editkit.evaluation.scores import FactScores
 
 BATCHES = {1: 64, 4: 25, 16: 10, 64: 5, 256: 4}
 METHODS: dict[str, tuple[type[Editor], dict[str, float]]] = {

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from editkit.data.facts import Fact
 from editkit.data.probes import Probe, load_probe
+from editkit.data.rows import TextRow, evaluation_rows, generation_rows
 from editkit.evaluation.book import Book
 from editkit.evaluation.measure import EditResult, Subject, in_order
 from editkit.evaluation.records import from_record, to_record
-from editkit.evaluation.rows import TextRow, evaluation_rows, generation_rows
+from editkit.evaluation.scores import FactScores
 from editkit.functional.generation import generation_entropy
-from editkit.metrics.bundle import FactScores
 from editkit.metrics.protocol import Protocol, words
 from editkit.models.family import Family
 
