@@ -16,6 +16,7 @@ from editkit.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
+ALONE = [*QUICKSTART, "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml")]
 SMALL = ["--data.num_facts=4", "--model.values.num_steps=5", "--trainer.enable_progress_bar=false"]
 
 
@@ -65,7 +66,7 @@ def test_quickstart_leaves_a_run_folder(
 
 
 def test_the_saved_config_repeats_the_run(tmp_path: Path, moments: str) -> None:
-    assert run(*QUICKSTART, *SMALL, moments, f"--run_dir={tmp_path / 'one'}") == 0
+    assert run(*ALONE, *SMALL, moments, f"--run_dir={tmp_path / 'one'}") == 0
     assert run("fit", "--config", str(tmp_path / "one" / "config.yaml"), f"--run_dir={tmp_path / 'two'}") == 0
     one, two = ((tmp_path / name / "records.jsonl").read_text(encoding="utf-8") for name in ("one", "two"))
     assert one == two
@@ -74,7 +75,7 @@ def test_the_saved_config_repeats_the_run(tmp_path: Path, moments: str) -> None:
 @pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
 def test_the_same_command_with_another_editor(tmp_path: Path, moments: str, editor: str) -> None:
     folder = tmp_path / "run"
-    assert run(*QUICKSTART, f"--model=editkit.{editor}", *SMALL, moments, f"--run_dir={folder}") == 0
+    assert run(*ALONE, f"--model=editkit.{editor}", *SMALL, moments, f"--run_dir={folder}") == 0
     batches = json.loads((folder / "edits" / "edits.json").read_text(encoding="utf-8"))["batches"]
     assert [len(b["facts"]) for b in batches] == ([1] * 4 if editor == "ROME" else [4])
 
@@ -107,7 +108,7 @@ def test_records_of_ones_own_csv(
     facts = own_csv(tmp_path / "mine.csv", 20, with_true)
     folder = tmp_path / "run"
     options = ["--data.num_facts=null", f"--data.facts={facts}", "--model.values.num_steps=5", moments]
-    assert run(*QUICKSTART, *options, f"--run_dir={folder}") == 0
+    assert run(*ALONE, *options, f"--run_dir={folder}") == 0
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     shown = capsys.readouterr().out
     if with_true:
@@ -173,7 +174,7 @@ def test_bad_options(
 def refused(tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     capsys.readouterr()
-    assert run(*QUICKSTART, f"--run_dir={folder}", *options) == 2
+    assert run(*ALONE, f"--run_dir={folder}", *options) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
     assert len(errors) == 1
     assert errors[0].startswith("editkit: error: ")
@@ -198,7 +199,7 @@ def test_equal_targets_are_warned_about(tmp_path: Path, moments: str) -> None:
     path = written(tmp_path / "facts.json", {**RECORD, "target_new": "Italy"})
     options = ["--data.num_facts=null", f"--data.facts={path}", "--model.values.num_steps=2", moments]
     with pytest.warns(UserWarning, match="target_new"):
-        assert run(*QUICKSTART, *options, f"--run_dir={tmp_path / 'run'}") == 0
+        assert run(*ALONE, *options, f"--run_dir={tmp_path / 'run'}") == 0
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_equal_targets_are_warned_about(tmp_path: Path, moments: str) -> None:
 )
 def test_every_config_that_ships_parses(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        run(*QUICKSTART, "--config", str(path), "--print_config")
+        run(*ALONE, "--config", str(path), "--print_config")
     assert done.value.code == 0
     assert "class_path" in capsys.readouterr().out
 
@@ -221,7 +222,7 @@ def test_the_documented_editor_runs_without_a_registry(
     (tmp_path / "half.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--model=half.Half", "--model.share=0.7", *SMALL, moments, f"--run_dir={tmp_path / 'run'}"]
-    assert run(*QUICKSTART, *options) == 0
+    assert run(*ALONE, *options) == 0
     about = json.loads((tmp_path / "run" / "edits" / "edits.json").read_text(encoding="utf-8"))["about"]
     assert about["editor"] == "half.Half"
     assert about["hyperparameters"]["share"] == 0.7

@@ -47,7 +47,8 @@ POINTS = {
 def arguments(moments: Path, run: Path, mode: str = "sequential", facts: int = FACTS) -> list[str]:
     where = json.dumps({"path": str(moments), "num_tokens": 8000})
     return [
-        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), f"--model.moments={where}",
+        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
+        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.moments={where}",
         f"--data.num_facts={facts}", f"--data.batch_size={BATCH}", "--data.facts_per_step=1",
         f"--weight_update.mode={mode}", "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
         *(["--weight_update.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",

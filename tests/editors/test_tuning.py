@@ -103,7 +103,9 @@ def test_facts_without_scores_cannot_choose(atlas: Loaded, moments: Path) -> Non
 
 def test_an_interrupted_run_keeps_its_choice(tmp_path: Path, moments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [
-        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--data.num_facts=6", "--data.batch_size=3",
+        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
+        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"),
+        "--data.num_facts=6", "--data.batch_size=3",
         f"--model.moments={json.dumps({'path': str(moments), 'num_tokens': 8000})}", "--model.ridge=auto",
         "--model.values.num_steps=4", "--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
