@@ -21,7 +21,7 @@ from editkit.functional import Delta, FactoredMoment, ridge_path
 from editkit.functional.scores import harmonic_mean
 from editkit.strategy import from_rank_zero, gather, place
 
-RIDGES = 12  # on the path
+RIDGES, FINER = 10, 4  # on the whole path, and then between the neighbours of the best of these
 STEP = 256  # facts handed to the search at a time
 ROWS = 512  # scored at a time
 
@@ -82,10 +82,11 @@ def score_path(
         values = torch.cat(editor.found.values, 1)
         share = [editor.spread.share(len(layers) - i) for i in range(len(layers))]
         first = ridge_path(keys, (values - editor.states(groups)) * share[0], moments[layers[0]])
-        grid = first.grid(RIDGES)
-        task = bar.add_task("ridge: scores", total=len(grid))
+        task = bar.add_task("ridge: scores", total=RIDGES + FINER)
+        waiting = first.grid(RIDGES)
         try:
-            for rho in grid:
+            while waiting:
+                rho = waiting.pop(0)
                 deltas: list[Delta] = []
                 for i, layer in enumerate(layers):
                     if i == 0:
@@ -99,15 +100,26 @@ def score_path(
                 points.append(PathPoint(rho, _scores(editor, rows), norm))
                 before.restore()
                 bar.advance(task)
+                if len(points) == RIDGES:
+                    waiting = _between_neighbors([point.rho for point in points], best(points).rho)
         finally:
             before.restore()
             editor.found = Found()
-    return from_rank_zero(points)
+    return from_rank_zero(sorted(points, key=lambda point: point.rho))
 
 
 def best(points: Sequence[PathPoint]) -> PathPoint:
     """The point of the highest S; of several, that of the largest ρ, which changes the weights least."""
     return max(points, key=lambda point: (round(point.scores["S"], 6), point.rho))
+
+
+def _between_neighbors(grid: Sequence[float], chosen: float) -> list[float]:
+    """``FINER`` ridges in equal ratios between those beside one of an ascending grid, that one left out."""
+    at = grid.index(chosen)
+    low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
+    middle = FINER // 2 + 1 if low < chosen < high else None
+    steps = FINER + 1 + (middle is not None)
+    return [low * (high / low) ** (i / steps) for i in range(1, steps) if i != middle]
 
 
 def _find(editor: Editor, facts: Sequence[Fact], bar: Progress) -> None:

@@ -41,8 +41,8 @@ def plot_path(table: Sequence[dict[str, float]], chosen: float) -> Any:
         if name in table[0]:
             axes.plot(rhos, [row[name] for row in table], label=name, marker="o", lw=2.5 if name == "S" else 1.2, ms=3)
     axes.axvline(chosen, color="0.6", ls="--", lw=1)
-    axes.annotate(f"ρ = {chosen:.3g}", (chosen, 2), xytext=(4, 0), textcoords="offset points", color="0.4")
+    axes.annotate(f"ρ = {chosen:.3g}", (chosen, 104), ha="center", va="bottom", annotation_clip=False, color="0.4")
     axes.set(xscale="log", xlabel="ridge ρ", ylabel="score on the tuning batch (0–100)", ylim=(0, 103))
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -49,10 +49,11 @@ class RidgePath:
         return LowRankDelta(self.left / (self.eigenvalues + rho), self.right)
 
     def grid(self, count: int = 10) -> list[float]:
-        """Ridges in equal ratios from the smallest to the largest eigenvalue: the range in which ρ matters.
+        """Ridges in equal ratios from λ_min / 100 to λ_max: the range in which ρ matters.
 
-        A ridge at λ_min leaves at least half of every direction's exact edit, one at λ_max at most half of any. The
-        smallest is taken as at least 1e-8 λ_max, so that dependent keys do not stretch the grid to nothing.
+        Of the exact edit a ridge ρ leaves the share λ / (λ + ρ) in each direction: at λ_min / 100 at least 99% of
+        every direction, at λ_max at most half of any. λ_min is taken as at least 1e-8 λ_max, so that dependent keys
+        do not stretch the grid to nothing.
 
         Args:
             count: number of ridges, at least 2.
@@ -65,7 +66,7 @@ class RidgePath:
         largest = float(self.eigenvalues[-1])
         if not largest > 0:
             raise InputError("keys: expected a key that is not 0, but all are, and no ridge makes a difference")
-        smallest = max(float(self.eigenvalues[0]), FLOOR * largest)
+        smallest = max(float(self.eigenvalues[0]), FLOOR * largest) / 100
         return [smallest * (largest / smallest) ** (i / (count - 1)) for i in range(count)]
 
     @property

@@ -16,7 +16,7 @@ from editkit.cli import main
 from editkit.covariance import factored_moments
 from editkit.data.module import FactsDataModule, evaluation_rows
 from editkit.editors.base import Editor
-from editkit.editors.tuning import PathPoint, best, score_path
+from editkit.editors.tuning import FINER, PathPoint, _between_neighbors, best, score_path
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +125,14 @@ def test_an_interrupted_run_keeps_its_choice(tmp_path: Path, moments: Path, monk
     monkeypatch.setattr("editkit.callbacks.weight_update.score_path", None)  # would fail if it were asked again
     assert main(command) == 0
     assert (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8") == before
+
+
+def test_the_path_is_looked_at_closer_around_its_best() -> None:
+    grid = [1.0, 4.0, 16.0, 64.0]
+    inside = _between_neighbors(grid, 16.0)
+    assert len(inside) == FINER
+    assert 4.0 < inside[0] < inside[1] < 16.0 < inside[2] < inside[3] < 64.0
+    for edge, low, high in ((1.0, 1.0, 4.0), (64.0, 16.0, 64.0)):
+        found = _between_neighbors(grid, edge)
+        assert len(found) == FINER
+        assert all(low < rho < high for rho in found)
