@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from typing_extensions import override
 
@@ -239,6 +241,9 @@ def run(argv: list[str]) -> None:
             )
     except ArgumentError as error:
         raise InputError(plain_message(str(error), argv[0])) from error
+    except SIGTERMException:
+        Console(stderr=True).print("editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again")
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def plain_message(message: str, command: str) -> str:

@@ -187,6 +187,23 @@ def test_two_processes_do_not_share_a_run_folder(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_says_how_it_goes_on(tmp_path: Path, whole: dict[str, Path]) -> None:
+    command = arguments(whole["moments"], tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-m", "editkit.cli", *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (tmp_path / "run" / "edits" / "batch_00000.safetensors").exists():
+            time.sleep(0.01)
+        process.terminate()
+        told = process.communicate(timeout=200)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "goes on when it is given the same run_dir" in told
+    assert "Traceback" not in told
+    assert main(command) == 0
+    assert contents(tmp_path / "run") == contents(whole["sequential"])
+
+
 def killed_after(seconds: float, command: list[str], run: Path) -> bool:
     """Whether a process was still at work so long after it opened its run folder, and is killed."""
     with subprocess.Popen(
