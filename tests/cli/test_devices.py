@@ -21,7 +21,8 @@ def arguments(folder: Path) -> list[str]:
     moments = json.dumps({"path": str(folder / "moments"), "num_tokens": 8000})
     return [
         "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
-        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.moments={moments}",
+        "--data.probes=[{task: sst2, examples: 6, shots: 1}]", "--data.text.num_tokens=300",
+        "--model.protocol.generation_length=24", f"--model.moments={moments}",
         "--data.num_facts=5", "--data.batch_size=4", "--weight_update.mode=sequential",
         "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
