@@ -156,8 +156,8 @@ class FactsDataModule(L.LightningDataModule):
             return self.num_facts or there
         if self.batch_size is None or self.num_facts is not None:
             raise InputError(
-                f"data.num_batches: expected beside data.batch_size and without data.num_facts, but got batch_size "
-                f"{self.batch_size} and num_facts {self.num_facts}; give two of the three as batch_size and num_batches"
+                "data.num_batches: expected together with data.batch_size, and data.num_facts null, but got batch_size "
+                f"{self.batch_size} and num_facts {self.num_facts}; give the size of a batch and how many"
             )
         if self.asked_batches == "paper" and self.batch_size not in TABLE_2:
             raise InputError(
