@@ -23,7 +23,7 @@ from editkit.data.facts import Fact, as_facts
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
 from editkit.editors.emmet import EMMET
-from editkit.edits import Edits, WeightSnapshot, apply_delta
+from editkit.edits import Edits, WeightSnapshot, apply_batch
 from editkit.errors import InputError
 from editkit.quiet import quiet_lightning
 from editkit.strategy import on_device
@@ -72,8 +72,7 @@ class EditedModel:
             left, self._report = self._run.fit(facts, begun, self._way_back)
         elif self.edits.sequential or batch != len(self.edits.batches) - 1:
             for done in left.batches if self.edits.sequential else left.batches[-1:]:
-                for layer, delta in done.deltas.items():
-                    apply_delta(self._run.editor.family, layer, delta)
+                apply_batch(self._run.editor.family, done)
             if not exact:
                 warnings.warn(
                     f"edits: batch {batch} is taken out, but the result is not as if it had never been made: the "

@@ -22,7 +22,7 @@ from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor, Found
 from editkit.editors.tuning import best, score_path
-from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_delta, load_edits, stored
+from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_batch, apply_delta, load_edits, stored
 from editkit.edits.files import INDEX, write_batch
 from editkit.edits.weights import as_recorded, hashes, samples
 from editkit.errors import InputError
@@ -125,8 +125,7 @@ class WeightUpdate(L.Callback):
 
     def _write(self, editor: Editor, batch: EditBatch) -> None:
         """The weights and moments after a batch of the ledger."""
-        for layer, delta in batch.deltas.items():
-            apply_delta(editor.family, layer, delta)
+        apply_batch(editor.family, batch)
         self._preserve(editor, batch.keys)
 
     def _preserve(self, editor: Editor, keys: dict[int, Tensor]) -> None:

@@ -17,7 +17,7 @@ from editkit.edits import WeightSnapshot, apply_delta, stored
 from editkit.errors import InputError
 from editkit.evaluation.measure import Subject
 from editkit.evaluation.scores import FactScores
-from editkit.functional import Delta, FactoredMoment, ridge_path
+from editkit.functional import Delta, FactoredMoment, preservation_memorization_update, ridge_path
 from editkit.functional.scores import harmonic_mean
 from editkit.strategy import from_rank_zero, gather, place
 
@@ -93,7 +93,8 @@ def score_path(
                         made: Delta = first.delta(rho)
                     else:
                         residuals = (values - editor.states(groups)) * share[i]
-                        made = ridge_path(editor.keys(groups, layer), residuals, moments[layer]).delta(rho)
+                        keys = editor.keys(groups, layer)
+                        made = preservation_memorization_update(keys, residuals, moments[layer], rho)
                     deltas.append(stored(made))
                     apply_delta(editor.family, layer, deltas[-1])
                 norm = sum(delta.norm() ** 2 for delta in deltas) ** 0.5

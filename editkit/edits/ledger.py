@@ -15,7 +15,7 @@ from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
 from editkit.edits.ridge_path import write_path
-from editkit.edits.weights import WeightSnapshot, apply_delta, as_recorded, check_shapes
+from editkit.edits.weights import WeightSnapshot, apply_batch, as_recorded, check_shapes
 from editkit.errors import InputError
 from editkit.models.family import Family
 from editkit.models.fingerprint import fingerprint
@@ -84,8 +84,7 @@ class Edits:
         way_back = WeightSnapshot(family, sorted({layer for done in chosen for layer in done.deltas}))
         try:
             for done in chosen:
-                for layer, delta in done.deltas.items():
-                    apply_delta(family, layer, delta)
+                apply_batch(family, done)
             exact = as_recorded(family, chosen[-1]) if known and chosen else True
         except BaseException:
             way_back.restore()

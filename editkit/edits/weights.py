@@ -27,6 +27,12 @@ def apply_delta(family: Family, layer: int, delta: Delta) -> None:
     weight.copy_((weight.double() + change).to(weight.dtype))
 
 
+def apply_batch(family: Family, batch: EditBatch) -> None:
+    """Add all weight changes of a batch."""
+    for layer, delta in batch.deltas.items():
+        apply_delta(family, layer, delta)
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 

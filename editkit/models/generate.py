@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.files import digest
+from editkit.memory import free_bytes
 from editkit.models.family import Family
 from editkit.models.fused import fused_activations
 from editkit.models.prefixes import Tokens
@@ -204,5 +205,5 @@ def _rows_at_a_time(family: Family, length: int) -> int:
     width = max(family.hidden_size, heads * (getattr(config, "head_dim", None) or 0))
     dtype = family.model.dtype
     row = 2 * family.depth * width * length * dtype.itemsize
-    limit = torch.cuda.mem_get_info(family.device)[0] // 3 if family.device.type == "cuda" else CPU_BYTES
+    limit = free_bytes(family.device) // 3 if family.device.type == "cuda" else CPU_BYTES
     return max(1, limit // row)
