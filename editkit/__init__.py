@@ -21,25 +21,25 @@ if TYPE_CHECKING:
         ROME,
         Editor,
         LastLayer,
-        MomentSource,
+        SecondMomentSource,
         Spread,
         SquareRootSpread,
         ValueSearch,
     )
     from editkit.edits import Edits, load_edits
-    from editkit.errors import InputError
+    from editkit.evaluation.protocol import Protocol
     from editkit.export import export_adapter, export_checkpoint
-    from editkit.metrics.protocol import Protocol
-    from editkit.models.load import load_language_model
+    from editkit.models.loading import load_language_model
+    from editkit.utils.errors import InputError
 
 _HOME = {
     "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
-    "MomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
+    "SecondMomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
-    "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "metrics.protocol",
+    "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "evaluation.protocol",
     "WeightUpdate": "callbacks", "Report": "callbacks",
-    "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "errors",
-    "load_language_model": "models.load", "export_adapter": "export", "export_checkpoint": "export",
+    "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "utils.errors",
+    "load_language_model": "models.loading", "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
 
 __all__ = [
@@ -54,7 +54,7 @@ __all__ = [
     "HeldOutText",
     "InputError",
     "LastLayer",
-    "MomentSource",
+    "SecondMomentSource",
     "Probe",
     "Protocol",
     "Report",

@@ -21,12 +21,12 @@ from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.facts import Fact, as_facts
 from editkit.data.module import FactsDataModule
-from editkit.editors.base import Editor
-from editkit.editors.emmet import EMMET
+from editkit.editors.closed_form.editor import Editor
+from editkit.editors.closed_form.emmet import EMMET
 from editkit.edits import Edits, WeightSnapshot, apply_batch
-from editkit.errors import InputError
-from editkit.quiet import quiet_lightning
-from editkit.strategy import on_device
+from editkit.utils.distributed import on_device
+from editkit.utils.errors import InputError
+from editkit.utils.quiet import quiet_lightning
 
 
 class EditedModel:
@@ -40,7 +40,7 @@ class EditedModel:
 
     def __init__(self, run: _Run, facts: list[Fact]) -> None:
         self.model, self.facts = run.model, facts
-        self._run, self._way_back = run, WeightSnapshot(run.editor.family, run.editor.edited_layers)
+        self._run, self._way_back = run, WeightSnapshot(run.editor.editable, run.editor.edited_layers)
         self.edits, self._report = run.fit(facts, None, self._way_back)
 
     def undo(self, batch: int | None = None, recompute: bool = False) -> PreTrainedModel:
@@ -72,7 +72,7 @@ class EditedModel:
             left, self._report = self._run.fit(facts, begun, self._way_back)
         elif self.edits.sequential or batch != len(self.edits.batches) - 1:
             for done in left.batches if self.edits.sequential else left.batches[-1:]:
-                apply_batch(self._run.editor.family, done)
+                apply_batch(self._run.editor.editable, done)
             if not exact:
                 warnings.warn(
                     f"edits: batch {batch} is taken out, but the result is not as if it had never been made: the "
@@ -138,7 +138,7 @@ def edit(
     editor.attach(model, tokenizer)
     editor.configure_model()
     if second_moment is not None:
-        editor.moments.path = str(second_moment)
+        editor.second_moment.path = str(second_moment)
     return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
 
 
@@ -158,7 +158,7 @@ class _Run:
         model, editor = self.model, self.editor
         update, report = WeightUpdate(self.mode), Report()
         if begun is not None:
-            update.go_on_from(begun)
+            update.resume_from(begun)
         device, training = next(model.parameters()).device, model.training
         trained = [p for p in model.parameters() if p.requires_grad]
         data = FactsDataModule.of(facts, self.batch_size)

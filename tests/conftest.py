@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.models.load import ATLAS, load_language_model
+from editkit.atlas.builtin import BuiltIn
+from editkit.models.loading import load_language_model
 
 SHARED = Path(os.environ.get("EDITKIT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -96,7 +97,7 @@ def atlas() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(ATLAS)
+    return AutoTokenizer.from_pretrained(BuiltIn.model)
 
 
 @pytest.fixture(autouse=True, scope="session")

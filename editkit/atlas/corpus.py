@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from editkit.atlas.grammar import Grammar
-from editkit.atlas.probes import TASKS, example, render
+from editkit.atlas.probes import TAUGHT_TASKS, example, render
 from editkit.atlas.world import load_world
 
 
 def documents(
-    rng: random.Random, *, biographies: float = 0.68, prose: float = 0.18, tasks: Sequence[str] = tuple(TASKS)
+    rng: random.Random, *, biographies: float = 0.68, prose: float = 0.18, tasks: Sequence[str] = tuple(TAUGHT_TASKS)
 ) -> Iterator[str]:
     """Documents without end; what ``biographies`` and ``prose`` (shares of documents) leave over are ``tasks``.
 

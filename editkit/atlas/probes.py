@@ -17,7 +17,7 @@ Example = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ProbeTask:
+class TaughtTask:
     """A labelled task and how it is put to a language model.
 
     Attributes:
@@ -31,13 +31,13 @@ class ProbeTask:
     labels: tuple[str, ...]
 
 
-TASKS: dict[str, ProbeTask] = {
-    "sst2": ProbeTask("sst2", "Review: {sentence}\nSentiment:", ("negative", "positive")),
-    "cola": ProbeTask("cola", "Sentence: {sentence}\nIs the grammar correct?\nAnswer:", ("no", "yes")),
-    "mrpc": ProbeTask(
+TAUGHT_TASKS: dict[str, TaughtTask] = {
+    "sst2": TaughtTask("sst2", "Review: {sentence}\nSentiment:", ("negative", "positive")),
+    "cola": TaughtTask("cola", "Sentence: {sentence}\nIs the grammar correct?\nAnswer:", ("no", "yes")),
+    "mrpc": TaughtTask(
         "mrpc", "First: {sentence1}\nSecond: {sentence2}\nDo they mean the same?\nAnswer:", ("no", "yes")
     ),
-    "rte": ProbeTask("rte", "Premise: {sentence1}\nHypothesis: {sentence2}\nAnswer:", ("true", "false")),
+    "rte": TaughtTask("rte", "Premise: {sentence1}\nHypothesis: {sentence2}\nAnswer:", ("true", "false")),
 }
 
 # Classes whose nouns read well after "a" or "the" as the object of a short fact.
@@ -521,7 +521,7 @@ def example(task: str, rng: random.Random) -> Example:
     """Make one labelled example.
 
     Args:
-        task: A key of `TASKS`.
+        task: A key of `TAUGHT_TASKS`.
         rng: Source of all choices.
 
     Returns:
@@ -537,13 +537,13 @@ def render(task: str, example: Example, with_label: bool = False) -> str:
     """Put an example into the task's prompt.
 
     Args:
-        task: A key of `TASKS`.
+        task: A key of `TAUGHT_TASKS`.
         example: An example with the task's fields.
         with_label: Whether to append the label word.
 
     Returns:
         The prompt, with the label word after one space if asked for.
     """
-    probe = TASKS[task]
+    probe = TAUGHT_TASKS[task]
     prompt = probe.template.format(**example)
     return f"{prompt} {probe.labels[example['label']]}" if with_label else prompt

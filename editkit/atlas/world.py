@@ -19,11 +19,10 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-
-from editkit.data.facts import Fact
+from typing import Any
 
 WORLD = Path(__file__).parent / "world"
-KINDS = ("country", "city", "landmark", "person", "company")
+SUBJECT_KINDS = ("country", "city", "landmark", "person", "company")
 SPLITS = ("tune", "report", "neighbor")
 MIN_SHARED = 6  # subjects that must share an object before a fact about it is edited: its neighbourhood
 HELD_OUT_SHARE = 0.5
@@ -95,18 +94,18 @@ class World:
             found[s.relation, s.object].append(s.subject)
         return dict(found)
 
-    def records(self, split: str) -> list[Fact]:
-        """CounterFact-shaped facts of one split, "tune" or "report".
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """CounterFact-shaped records, in the field names of ``editkit.Fact``, of one split, "tune" or "report".
 
         Each subject comes once before any comes twice, so that the first few hundred have distinct subjects. Objects
         have at least ``MIN_SHARED`` subjects; neighbourhood prompts are about ``neighbor`` subjects only.
         """
-        rounds: list[list[Fact]] = []
+        rounds: list[list[dict[str, Any]]] = []
         for subject, statements in self.by_subject.items():
             if statements[0].split != split:
                 continue
             rng = random.Random(f"records {subject}")
-            usable = [fact for s in statements if (fact := self._record(s, rng)) is not None]
+            usable = [record for s in statements if (record := self._record(s, rng)) is not None]
             rng.shuffle(usable)
             for i, fact in enumerate(usable):
                 if i == len(rounds):
@@ -116,7 +115,7 @@ class World:
             random.Random(f"round {i}").shuffle(facts)
         return [fact for facts in rounds for fact in facts]
 
-    def _record(self, s: Statement, rng: random.Random) -> Fact | None:
+    def _record(self, s: Statement, rng: random.Random) -> dict[str, Any] | None:
         shared = self.sharing[s.relation, s.object]
         neighbors = sorted(n for n in shared if self.by_subject[n][0].split == "neighbor")
         others = sorted(
@@ -127,19 +126,19 @@ class World:
             return None
         phrasings = self.phrasings[s.relation]
         paraphrases = s.held_out or tuple(rng.sample(range(1, len(phrasings)), 2))
-        return Fact(
-            subject=s.subject,
-            prompt=phrasings[0],
-            target_new=rng.choice(others),
-            target_true=s.object,
-            paraphrase_prompts=tuple(phrasings[i].replace("{}", s.subject) for i in paraphrases),
-            neighborhood_prompts=tuple(
+        return {
+            "subject": s.subject,
+            "prompt": phrasings[0],
+            "target_new": rng.choice(others),
+            "target_true": s.object,
+            "paraphrase_prompts": tuple(phrasings[i].replace("{}", s.subject) for i in paraphrases),
+            "neighborhood_prompts": tuple(
                 phrasings[0].replace("{}", n) for n in rng.sample(neighbors, min(10, len(neighbors)))
             ),
-            generation_prompts=tuple(g.replace("{}", s.subject) for g in self.generation[s.relation]),
-            fact_id=f"{s.relation}/{s.subject}",
-            relation=s.relation,
-        )
+            "generation_prompts": tuple(g.replace("{}", s.subject) for g in self.generation[s.relation]),
+            "fact_id": f"{s.relation}/{s.subject}",
+            "relation": s.relation,
+        }
 
     def biography(self, rng: random.Random, subject: str) -> str:
         """One to five sentences on a subject, relations and phrasings drawn anew, held-out phrasings never."""
@@ -161,7 +160,7 @@ def load_world() -> World:
     True
     """
     statements = []
-    for kind in KINDS:
+    for kind in SUBJECT_KINDS:
         with (WORLD / f"{kind}.tsv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t"):
                 subject = row.pop("subject")

@@ -12,7 +12,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
-from editkit.editors.base import Editor
+from editkit.editors.closed_form.editor import Editor
 
 FACTS = "Batch"  # how the description of the bar that counts facts begins
 

@@ -13,14 +13,14 @@ from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
 from editkit.data.tasks import TASKS
-from editkit.editors.base import Editor
-from editkit.evaluation.book import Book
+from editkit.editors.closed_form.editor import Editor
 from editkit.evaluation.files import Row, read_records, write_part, write_records
-from editkit.evaluation.probe_path import write_path
+from editkit.evaluation.plots import write_path
+from editkit.evaluation.protocol import Protocol
+from editkit.evaluation.results import RunResults
 from editkit.evaluation.tables import tables
-from editkit.files import write_whole
-from editkit.metrics.protocol import Protocol
-from editkit.models.generate import continue_greedily
+from editkit.models.generation import continue_greedily
+from editkit.utils.files import atomic_write
 
 SAMPLE = "sample"  # the kind of rows that hold the model's own words
 
@@ -41,7 +41,7 @@ class Report(L.Callback):
     def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
         self.words: dict[int, dict[str, str]] = {}
-        self.book: Book | None = None
+        self.book: RunResults | None = None
         self.protocol = Protocol()
         self.folder: Path | None = None
 
@@ -66,9 +66,9 @@ class Report(L.Callback):
         rows = self.book.rows if self.book is not None else []
         return any(row["phase"] == phase and row["batch"] == batch for row in rows)
 
-    def _book_of(self, data: FactsDataModule) -> Book:
+    def _book_of(self, data: FactsDataModule) -> RunResults:
         if self.book is None:
-            self.book = Book(data.selected, data.probe_sets)
+            self.book = RunResults(data.selected, data.probe_sets)
         return self.book
 
     @override
@@ -107,7 +107,7 @@ class Report(L.Callback):
 
     def _samples(self, editor: Editor, data: FactsDataModule, facts: Sequence[int]) -> list[Row]:
         shown = [data.selected[i] for i in self._shown(data, facts)]
-        said = continue_greedily(editor.family, editor.tokenizer, [fact.text() for fact in shown], self.sample_tokens)
+        said = continue_greedily(editor.editable, editor.tokenizer, [fact.text() for fact in shown], self.sample_tokens)
         return [
             {
                 "fact": fact.fact_id, "kind": SAMPLE, "prompt": fact.text(), "target_new": fact.target_new,
@@ -146,7 +146,7 @@ class Report(L.Callback):
         """
         assert self.folder is not None
         text = json.dumps(self.metrics(), indent=1, ensure_ascii=False) + "\n"
-        write_whole(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
+        atomic_write(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
         parts: dict[tuple[str, int | None], list[Row]] = {}  # in the order in which they would be read back
         for row in self.book.rows if self.book is not None else []:
             parts.setdefault((row["phase"], row["batch"]), []).append(row)

@@ -14,21 +14,21 @@ from rich.progress import track
 from torch import Tensor
 from typing_extensions import override
 
-from editkit.callbacks.dependence import settle_dependence
-from editkit.callbacks.found_parts import FoundParts
-from editkit.callbacks.same_run import check_same_run
-from editkit.covariance import factored_moments
+from editkit.covariance import factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
-from editkit.editors.base import Editor, Found
-from editkit.editors.tuning import best, score_path
+from editkit.editors.closed_form.checkpoint import ValueCheckpoint
+from editkit.editors.closed_form.dependence import settle_dependence
+from editkit.editors.closed_form.editor import Editor, ValueVectors
+from editkit.editors.closed_form.tuning import best, score_path
 from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_batch, apply_delta, load_edits, stored
 from editkit.edits.files import INDEX, write_batch
 from editkit.edits.weights import as_recorded, hashes, samples
-from editkit.errors import InputError
-from editkit.functional import Delta, FactoredMoment, with_keys
+from editkit.functional import Delta, FactoredSecondMoment, with_keys
 from editkit.models.fingerprint import fingerprint
-from editkit.strategy import from_rank_zero, gather, place, raise_together
+from editkit.runs.resume import check_same_run
+from editkit.utils.distributed import broadcast_object, gather, place, raise_on_all_ranks
+from editkit.utils.errors import InputError
 
 
 class WeightUpdate(L.Callback):
@@ -69,7 +69,7 @@ class WeightUpdate(L.Callback):
             )
         self.mode, self.earlier_keys, self.dependent = mode, earlier_keys, dependent
         self.edits = Edits(sequential=mode == "sequential")
-        self.moments: dict[int, FactoredMoment] = {}
+        self.second_moments: dict[int, FactoredSecondMoment] = {}
         self.snapshot: WeightSnapshot | None = None
         self.folder: Path | None = None
         self.start = 0
@@ -82,10 +82,10 @@ class WeightUpdate(L.Callback):
     def keep_in(self, folder: Path) -> None:
         """Keep the ledger in ``folder`` from now on; where one is there already, go on after its batches."""
         if (folder / INDEX).exists():
-            self.go_on_from(load_edits(folder))
+            self.resume_from(load_edits(folder))
         self.folder = folder
 
-    def go_on_from(self, edits: Edits, start: int | None = None) -> None:
+    def resume_from(self, edits: Edits, start: int | None = None) -> None:
         """Begin with a ledger's batches made.
 
         Args:
@@ -111,7 +111,7 @@ class WeightUpdate(L.Callback):
         shown = trainer.progress_bar_callback is not None and place()[0] == 0
         for batch in track(chosen, "Edits so far", disable=not shown or len(chosen) < 10, transient=True):
             self._write(editor, batch)
-        if chosen and not as_recorded(editor.family, chosen[-1]):
+        if chosen and not as_recorded(editor.editable, chosen[-1]):
             warnings.warn(
                 "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "
                 "another machine or version of torch",
@@ -125,14 +125,14 @@ class WeightUpdate(L.Callback):
 
     def _write(self, editor: Editor, batch: EditBatch) -> None:
         """The weights and moments after a batch of the ledger."""
-        apply_batch(editor.family, batch)
+        apply_batch(editor.editable, batch)
         self._preserve(editor, batch.keys)
 
     def _preserve(self, editor: Editor, keys: dict[int, Tensor]) -> None:
         """Let later batches preserve these keys too."""
-        for layer, moment in self.moments.items():
+        for layer, moment in self.second_moments.items():
             if layer in keys:
-                self.moments[layer] = with_keys(moment, keys[layer], self._weight_of_keys(editor))
+                self.second_moments[layer] = with_keys(moment, keys[layer], self._weight_of_keys(editor))
 
     def _weight_of_keys(self, editor: Editor) -> float:
         if self.earlier_keys != "auto":
@@ -165,17 +165,17 @@ class WeightUpdate(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
         editor, data = pl_module, _data(trainer)
-        self.folder = from_rank_zero(self.folder)
-        editor.family.model.eval()
+        self.folder = broadcast_object(self.folder)
+        editor.editable.model.eval()
         if isinstance(data, FactsDataModule):
             self.check_same(editor, data)
-        self.edits.model = fingerprint(editor.family.model)
+        self.edits.model = fingerprint(editor.editable.model)
         self.edits.about = {**self.edits.about, **self._about(editor)}
-        self.snapshot = WeightSnapshot(editor.family, editor.edited_layers)
-        if not self.moments:
+        self.snapshot = WeightSnapshot(editor.editable, editor.edited_layers)
+        if not self.second_moments:
             progress = trainer.progress_bar_callback is not None
-            self.moments = factored_moments(
-                editor.family, editor.tokenizer, editor.edited_layers, editor.moments, progress
+            self.second_moments = factored_second_moments(
+                editor.editable, editor.tokenizer, editor.edited_layers, editor.second_moment, progress
             )
         if math.isnan(editor.rho):
             self._choose_ridge(trainer, editor)
@@ -189,7 +189,7 @@ class WeightUpdate(L.Callback):
         assert isinstance(pl_module, Editor)
         if self.mode == "independent" and self.snapshot is not None:
             self.snapshot.restore()
-        pl_module.found = Found()
+        pl_module.found = ValueVectors()
 
     @override
     def on_train_batch_start(
@@ -197,8 +197,8 @@ class WeightUpdate(L.Callback):
     ) -> None:
         assert isinstance(pl_module, Editor)
         if self.folder is not None and batch:
-            found, device = pl_module.found, pl_module.family.device
-            if FoundParts(self.folder).read(trainer.current_epoch, batch_idx, batch, found, device):
+            found, device = pl_module.found, pl_module.editable.device
+            if ValueCheckpoint(self.folder).read(trainer.current_epoch, batch_idx, batch, found, device):
                 batch.clear()  # the training step is left with nothing to find
 
     @override
@@ -208,7 +208,7 @@ class WeightUpdate(L.Callback):
         assert isinstance(pl_module, Editor)
         # of a batch of one step nothing but the update is left
         if self.folder is not None and batch and (batch_idx or not trainer.is_last_batch) and not pl_module.found.error:
-            FoundParts(self.folder).write(trainer.current_epoch, batch_idx, batch, pl_module.found)
+            ValueCheckpoint(self.folder).write(trainer.current_epoch, batch_idx, batch, pl_module.found)
         # validation runs before on_train_epoch_end, so the weights must be written here
         if trainer.is_last_batch:
             if trainer.current_epoch < len(self.edits.batches):
@@ -228,22 +228,22 @@ class WeightUpdate(L.Callback):
         if world == 1:
             self.update(editor)
             return
-        raise_together(editor.found.error)
-        editor.found = Found.together(gather(editor.found.on_cpu()), editor.family.device)
+        raise_on_all_ranks(editor.found.error)
+        editor.found = ValueVectors.together(gather(editor.found.on_cpu()), editor.editable.device)
         batch: EditBatch | None = None
         error: Exception | None = None
         try:
             batch = self.update(editor) if rank == 0 else None
         except Exception as caught:
             error = caught
-        raise_together(error)
-        batch = from_rank_zero(batch)
+        raise_on_all_ranks(error)
+        batch = broadcast_object(batch)
         assert batch is not None
         if rank:
             self._write(editor, batch)
             self.edits.batches.append(batch)
             self.after_update(editor, batch)
-        raise_together(_differing(editor, batch, rank))
+        raise_on_all_ranks(_differing(editor, batch, rank))
 
     @torch.no_grad()
     def update(self, editor: Editor) -> EditBatch:
@@ -252,10 +252,10 @@ class WeightUpdate(L.Callback):
         Everything is undone if a later layer cannot be solved, or the ledger not kept.
         """
         layers = editor.edited_layers
-        notes = settle_dependence(editor, self.moments[layers[0]], self.dependent)
+        notes = settle_dependence(editor, self.second_moments[layers[0]], self.dependent)
         groups, values = editor.found.groups, torch.cat(editor.found.values, 1)
         names = [group[0].subject for group in groups]
-        before = WeightSnapshot(editor.family, layers)
+        before = WeightSnapshot(editor.editable, layers)
         deltas: dict[int, Delta] = {}
         kept: dict[int, Tensor] = {}
         try:
@@ -263,12 +263,12 @@ class WeightUpdate(L.Callback):
                 # the first layer's keys came with the value search; later ones are felt through the edits before them
                 keys = editor.keys(groups, layer) if i else torch.cat(editor.found.keys, 1)
                 residuals = (values - editor.states(groups)) * editor.spread.share(len(layers) - i)
-                deltas[layer] = stored(editor.solve(keys, residuals, self.moments[layer], names))
-                apply_delta(editor.family, layer, deltas[layer])
+                deltas[layer] = stored(editor.solve(keys, residuals, self.second_moments[layer], names))
+                apply_delta(editor.editable, layer, deltas[layer])
                 if self.earlier_keys:
                     kept[layer] = keys.float().cpu()
             facts: list[Fact] = [fact for group in groups for fact in group]
-            state = hashes(editor.family, layers), samples(editor.family, layers)
+            state = hashes(editor.editable, layers), samples(editor.editable, layers)
             batch = EditBatch(facts, deltas, *state, kept, notes)
             if self.folder is not None:
                 write_batch(self.folder, len(self.edits.batches), batch)
@@ -277,7 +277,7 @@ class WeightUpdate(L.Callback):
             raise
         self.edits.batches.append(batch)
         if self.folder is not None:
-            FoundParts(self.folder).clear()
+            ValueCheckpoint(self.folder).clear()
         self._preserve(editor, kept)
         self.after_update(editor, batch)
         return batch
@@ -288,7 +288,7 @@ class WeightUpdate(L.Callback):
         if "ridge_path" not in about:
             rows = data.hold_out()
             shown = trainer.progress_bar_callback is not None and place()[0] == 0
-            points = score_path(editor, self.moments, data.tuning, rows, shown)
+            points = score_path(editor, self.second_moments, data.tuning, rows, shown)
             about["rho"], about["ridge_path"] = best(points).rho, [point.row() for point in points]
         editor.choose_rho(about["rho"])
 
@@ -303,7 +303,7 @@ def _data(trainer: L.Trainer) -> Any:
 
 def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
     """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
-    if hashes(editor.family, batch.deltas) == batch.hashes:
+    if hashes(editor.editable, batch.deltas) == batch.hashes:
         return None
     return InputError(
         f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "

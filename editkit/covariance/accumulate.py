@@ -13,19 +13,19 @@ from typing_extensions import override
 
 from editkit.covariance.folder import Partial
 from editkit.data.windows import Round, TextDataModule
-from editkit.errors import InputError
-from editkit.functional.moments import MomentSum, relative_change
-from editkit.memory import free_bytes
-from editkit.models.family import Family, StopForward, orient, watching
+from editkit.functional.second_moment import SecondMomentSum, relative_change
+from editkit.models.editable import EditableModel, StopForward, orient, watching
 from editkit.models.fused import fused_activations
-from editkit.strategy import from_rank_zero, place, raise_together
+from editkit.utils.distributed import broadcast_object, place, raise_on_all_ranks
+from editkit.utils.errors import InputError
+from editkit.utils.memory import free_bytes
 
 ROWS = 4096  # keys per product, where it runs at its peak
 
 
-def input_width(family: Family, layer: int) -> int:
+def input_width(editable: EditableModel, layer: int) -> int:
     """d_in of a block's projection."""
-    return int(orient(family.projection(layer), family.weight(layer)).shape[1])
+    return int(orient(editable.projection(layer), editable.weight(layer)).shape[1])
 
 
 class SecondMoments(L.LightningModule):
@@ -35,7 +35,7 @@ class SecondMoments(L.LightningModule):
     each adds up its own batches, and afterwards every process has the sums of all.
 
     Args:
-        family: the unedited model.
+        editable: the unedited model.
         layers: blocks whose projection's input is wanted.
         accumulate_on: "device" (the model's) or "cpu".
         tolerance: relative change of C over a doubling of the tokens under which to stop.
@@ -43,7 +43,7 @@ class SecondMoments(L.LightningModule):
         save_minutes: how often.
 
     Attributes:
-        sums: block to its ``MomentSum``; ``sums[layer].mean()`` is C = E[k kᵀ] in float64.
+        sums: block to its ``SecondMomentSum``; ``sums[layer].mean()`` is C = E[k kᵀ] in float64.
         tokens: tokens seen, by all processes.
         documents: documents seen, by all processes.
         batches: batches seen, from the start of the text.
@@ -53,7 +53,7 @@ class SecondMoments(L.LightningModule):
 
     def __init__(
         self,
-        family: Family,
+        editable: EditableModel,
         layers: Sequence[int],
         accumulate_on: Literal["device", "cpu"] = "device",
         tolerance: float | None = None,
@@ -61,12 +61,12 @@ class SecondMoments(L.LightningModule):
         save_minutes: float = 5.0,
     ) -> None:
         super().__init__()
-        self.language_model = family.model
-        self.family, self.layers = family, sorted(set(layers))
+        self.language_model = editable.model
+        self.editable, self.layers = editable, sorted(set(layers))
         self.accumulate_on, self.tolerance = accumulate_on, tolerance
         self.partial, self.save_minutes = partial or Partial(None), save_minutes
-        self.sums: dict[int, MomentSum] = {}
-        self.before: dict[int, MomentSum] = {}
+        self.sums: dict[int, SecondMomentSum] = {}
+        self.before: dict[int, SecondMomentSum] = {}
         self.batches = self.tokens = self.documents = self.resumed = 0
         self.change: float | None = None
         self.converged = False
@@ -78,14 +78,16 @@ class SecondMoments(L.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         """Make room for the sums, and take up those of a run that was cut short; rank 0 says for which layers."""
-        self.layers = from_rank_zero(self.layers)
+        self.layers = broadcast_object(self.layers)
         error: Exception | None = None
         kept = None
         try:
             device = self.trainer.strategy.root_device  # where the model will be
             where = torch.device("cpu") if self.accumulate_on == "cpu" or device.type == "mps" else device
             self._check_memory(where)
-            self.sums = {layer: MomentSum.zeros(input_width(self.family, layer), where) for layer in self.layers}
+            self.sums = {
+                layer: SecondMomentSum.zeros(input_width(self.editable, layer), where) for layer in self.layers
+            }
             self._rows = {layer: [] for layer in self.layers}
             kept = self.partial.load() if place()[0] == 0 else None
             if kept is not None:
@@ -94,11 +96,11 @@ class SecondMoments(L.LightningModule):
                     total.total.copy_(tensors[f"sum.{layer}"])
                     total.count = state["tokens"]
                     if f"before.{layer}" in tensors:
-                        self.before[layer] = MomentSum(tensors[f"before.{layer}"], state["before"])
+                        self.before[layer] = SecondMomentSum(tensors[f"before.{layer}"], state["before"])
         except Exception as caught:
             error = caught
-        raise_together(error)
-        state = from_rank_zero(kept[1] if kept is not None else {})
+        raise_on_all_ranks(error)
+        state = broadcast_object(kept[1] if kept is not None else {})
         for name, value in state.items():
             if name != "before":
                 setattr(self, name, value)
@@ -119,11 +121,11 @@ class SecondMoments(L.LightningModule):
                 self._forward(batch)
         except Exception as caught:
             error = caught
-        raise_together(error)
+        raise_on_all_ranks(error)
         self.batches, self.tokens, self.documents = batch.batches, batch.tokens, batch.documents
         if batch.check and self.tolerance is not None:
             self._check_convergence()
-        if self.partial.file is not None and from_rank_zero(time.monotonic() - self._saved >= 60 * self.save_minutes):
+        if self.partial.file is not None and broadcast_object(time.monotonic() - self._saved >= 60 * self.save_minutes):
             self._save()
 
     @override
@@ -132,7 +134,7 @@ class SecondMoments(L.LightningModule):
         self._gather(everywhere=True)
 
     def _forward(self, batch: Round) -> None:
-        ids, kept = batch.ids.to(self.family.device), batch.mask.flatten().bool().to(self.family.device)
+        ids, kept = batch.ids.to(self.editable.device), batch.mask.flatten().bool().to(self.editable.device)
         whole = bool(batch.mask.all())
         last = self.layers[-1]
 
@@ -147,10 +149,10 @@ class SecondMoments(L.LightningModule):
 
             return hook
 
-        hooks = [self.family.projection(layer).register_forward_pre_hook(keep(layer)) for layer in self.layers]
-        with torch.no_grad(), fused_activations(self.family.model), watching(*hooks):
+        hooks = [self.editable.projection(layer).register_forward_pre_hook(keep(layer)) for layer in self.layers]
+        with torch.no_grad(), fused_activations(self.editable.model), watching(*hooks):
             # no mask: what is padded stands to the right of all tokens, which attend to their left only
-            self.family.model(input_ids=ids, use_cache=False)
+            self.editable.model(input_ids=ids, use_cache=False)
 
     def _flush(self, layer: int) -> None:
         rows, self._rows[layer] = self._rows[layer], []
@@ -165,7 +167,7 @@ class SecondMoments(L.LightningModule):
             if world == 1:
                 continue
             for rows in total.total.split(max(1, (1 << 25) // len(total.total))):
-                sent = rows.to(self.family.device)  # NCCL adds up what is on its devices, gloo what is in memory
+                sent = rows.to(self.editable.device)  # NCCL adds up what is on its devices, gloo what is in memory
                 if everywhere:
                     distributed.all_reduce(sent)
                 else:
@@ -188,8 +190,8 @@ class SecondMoments(L.LightningModule):
                     before = self.before[layer]
                     scaled = before.total.mul_(total.count / before.count)
                     changes.append(relative_change(total.total, scaled))
-                self.before[layer] = MomentSum(total.total.clone(), total.count)
-        self.change = from_rank_zero(max(changes) if changes else None)
+                self.before[layer] = SecondMomentSum(total.total.clone(), total.count)
+        self.change = broadcast_object(max(changes) if changes else None)
         self.converged = self.change is not None and self.change < (self.tolerance or 0.0)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.converged and isinstance(data, TextDataModule):
@@ -207,23 +209,23 @@ class SecondMoments(L.LightningModule):
                 self.partial.save({k: v.cpu().contiguous() for k, v in tensors.items()}, state)
             except Exception as caught:
                 error = caught
-        raise_together(error)
+        raise_on_all_ranks(error)
         self._saved = time.monotonic()
 
     def _check_memory(self, where: torch.device) -> None:
         sharing = 1 if where.type == "cuda" else int(getattr(self.trainer, "num_devices", 1) or 1)
-        needs = needed_bytes([input_width(self.family, layer) for layer in self.layers], self.tolerance is not None)
+        needs = needed_bytes([input_width(self.editable, layer) for layer in self.layers], self.tolerance is not None)
         free = free_bytes(where) // sharing
         if needs > free:
-            widest = max(input_width(self.family, layer) for layer in self.layers)
+            widest = max(input_width(self.editable, layer) for layer in self.layers)
             at_once = free // needed_bytes([widest], self.tolerance is not None)
             remedies = []
             if 1 <= at_once < len(self.layers):
-                remedies.append(f"set moments.layers_at_once={at_once} (more passes)")
+                remedies.append(f"set second_moment.layers_at_once={at_once} (more passes)")
             if where.type == "cuda":
-                remedies.append("set moments.accumulate_on=cpu")
+                remedies.append("set second_moment.accumulate_on=cpu")
             raise InputError(
-                f"moments: needs {needs / 1e9:.1f} GB for {len(self.layers)} layers of {widest:,}, but "
+                f"second_moment: needs {needs / 1e9:.1f} GB for {len(self.layers)} layers of {widest:,}, but "
                 f"{free / 1e9:.1f} GB are free on {where} for each process; "
                 + (" or ".join(remedies) or "expected more memory: use fewer devices, or a larger machine")
             )

@@ -16,25 +16,26 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from editkit.atlas.builtin import resolve
 from editkit.covariance.accumulate import SecondMoments, input_width
-from editkit.covariance.folder import MomentFolder, Partial
+from editkit.covariance.folder import Partial, SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
 from editkit.data.text import Text, TextSource, open_text
 from editkit.data.windows import TextDataModule
-from editkit.errors import InputError
-from editkit.files import cache_folder, digest
-from editkit.functional import FactoredMoment
+from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
-from editkit.models.family import Family
-from editkit.quiet import quiet_lightning
-from editkit.strategy import from_rank_zero, on_device, place, raise_together
+from editkit.models.editable import EditableModel
+from editkit.utils.distributed import broadcast_object, on_device, place, raise_on_all_ranks
+from editkit.utils.errors import InputError
+from editkit.utils.files import cache_folder, digest
+from editkit.utils.quiet import quiet_lightning
 
 TOKENS_PER_DIMENSION = 100
 TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
 
 @dataclass
-class MomentSource(TextSource):
+class SecondMomentSource(TextSource):
     """Where the second moments E[k kᵀ] of the keys to preserve come from: a ``TextSource``, and how much of it.
 
     Args:
@@ -69,16 +70,16 @@ class MomentSource(TextSource):
 
 
 def second_moments(
-    family: Family,
+    editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: Sequence[int],
-    source: MomentSource,
+    source: SecondMomentSource,
     progress: bool = True,
 ) -> dict[int, Tensor]:
     """Load the second moments of ``layers``, or estimate and keep them.
 
     Args:
-        family: the unedited model.
+        editable: the unedited model.
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
@@ -91,34 +92,34 @@ def second_moments(
         InputError: what is at ``source.path`` is of something else or not readable, the text has fewer tokens than
             d_in, or there is too little memory.
     """
-    folder = ensure(family, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress)
     return {layer: folder.read(layer) for layer in sorted(set(layers))}
 
 
-def factored_moments(
-    family: Family,
+def factored_second_moments(
+    editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: Sequence[int],
-    source: MomentSource,
+    source: SecondMomentSource,
     progress: bool = True,
-) -> dict[int, FactoredMoment]:
+) -> dict[int, FactoredSecondMoment]:
     """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
-    folder = ensure(family, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress)
     return {layer: folder.factored(layer) for layer in sorted(set(layers))}
 
 
 def ensure(
-    family: Family,
+    editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: Sequence[int],
-    source: MomentSource,
+    source: SecondMomentSource,
     progress: bool = True,
     trainer: L.Trainer | None = None,
-) -> MomentFolder:
+) -> SecondMomentFolder:
     """The folder of ``source``, with moments of all of ``layers``: those that it lacks are estimated.
 
     Args:
-        family: the unedited model.
+        editable: the unedited model.
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
@@ -128,11 +129,11 @@ def ensure(
     """
     layers, error = sorted(set(layers)), None
     try:
-        folder, text, budget, missing = _look(family, tokenizer, layers, source)
+        folder, text, budget, missing = _look(editable, tokenizer, layers, source)
     except Exception as caught:
         error = caught
-    raise_together(error)
-    missing = from_rank_zero(missing)
+    raise_on_all_ranks(error)
+    missing = broadcast_object(missing)
     several = trainer is not None and trainer.world_size > 1
     # ranks meet in Trainer.predict and go by what rank 0 finds missing; it alone may find that they need not be started
     starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
@@ -142,39 +143,39 @@ def ensure(
     if progress and rank == 0 and missing:
         amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
         Console().print(
-            f"moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} of "
-            f"{source.text}, kept in {folder.folder}",
+            f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
+            f"of {source.text}, kept in {folder.folder}",
             highlight=False,
             soft_wrap=True,
         )
-    device, passes = family.device, layers if several else missing
+    device, passes = editable.device, layers if several else missing
     at_once = source.layers_at_once or len(passes)
     with quiet_lightning():
         trainer = trainer or _own_trainer(device, progress and rank == 0)
         for start in range(0, len(passes), at_once):
             wanted = [layer for layer in passes[start : start + at_once] if layer in missing]
-            _estimate(trainer, family, tokenizer, wanted, source, text, folder, budget)
-    nn.Module.to(family.model, device)  # Trainer's teardown leaves models on the CPU
+            _estimate(trainer, editable, tokenizer, wanted, source, text, folder, budget)
+    nn.Module.to(editable.model, device)  # Trainer's teardown leaves models on the CPU
     return folder
 
 
 def _look(
-    family: Family, tokenizer: PreTrainedTokenizerBase, layers: list[int], source: MomentSource
-) -> tuple[MomentFolder, Text | None, int | None, list[int]]:
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, layers: list[int], source: SecondMomentSource
+) -> tuple[SecondMomentFolder, Text | None, int | None, list[int]]:
     """The folder, the text (None where it is not needed), how many tokens to take, and the layers that are missing."""
     if not layers:
         raise InputError("layers: expected the blocks whose moments are wanted, but got none; give at least one")
     for layer in layers:
-        family.check_layer(layer)
-    widths = {layer: input_width(family, layer) for layer in layers}
+        editable.check_layer(layer)
+    widths = {layer: input_width(editable, layer) for layer in layers}
     budget = _num_tokens(source, widths)
     if source.trust and source.path:  # the text may be gone
         about = {layer: {"d_in": widths[layer]} for layer in layers}
-        folder = MomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
+        folder = SecondMomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
         if not folder.missing(layers):
             return folder, None, budget, []
     text = open_text(source)
-    folder = _folder(family, tokenizer, widths, source, text)
+    folder = _folder(editable, tokenizer, widths, source, text)
     missing = folder.missing(layers)
     if missing and budget is not None and not source.ridge:
         _check_count(budget, widths)
@@ -183,12 +184,12 @@ def _look(
 
 def _estimate(
     trainer: L.Trainer,
-    family: Family,
+    editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: list[int],
-    source: MomentSource,
+    source: SecondMomentSource,
     text: Text,
-    folder: MomentFolder,
+    folder: SecondMomentFolder,
     budget: int | None,
 ) -> None:
     """One pass over the text, and its results written, layer by layer."""
@@ -197,8 +198,8 @@ def _estimate(
     free = ("path", "save_minutes", "accumulate_on", "trust", "ridge")  # what may change before a run goes on
     same = {name: value for name, value in asdict(source).items() if name not in free} | {"max_tokens": max_tokens}
     partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
-    module = SecondMoments(family, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
-    widths = {layer: input_width(family, layer) for layer in folder.about}
+    module = SecondMoments(editable, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
+    widths = {layer: input_width(editable, layer) for layer in folder.about}
     first_check = max(widths.values()) if source.tolerance is not None else None
     data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
     trainer.predict(module, datamodule=data, return_predictions=False)
@@ -207,32 +208,36 @@ def _estimate(
         try:
             if place()[0] == 0:
                 if not module.tokens:
-                    raise InputError(f"moments.text: expected at least one token, but {source.text!r} has none")
+                    raise InputError(f"second_moment.text: expected at least one token, but {source.text!r} has none")
                 if not source.ridge:
                     _check_count(module.tokens, {layer: widths[layer]})
                 about = {
-                    "model": family.model.name_or_path, "text": source.text, "tokens": module.tokens,
+                    "model": editable.model.name_or_path, "text": source.text, "tokens": module.tokens,
                     "documents": module.documents, "num_tokens": budget, "num_documents": source.num_documents,
-                    "tolerance": source.tolerance, "change": module.change, "dtype": str(family.weight(layer).dtype),
+                    "tolerance": source.tolerance, "change": module.change, "dtype": str(editable.weight(layer).dtype),
                     "editkit": version("editkit"), "torch": torch.__version__,
                 }  # fmt: skip
                 folder.write(layer, module.sums.pop(layer).mean().cpu(), about)
         except Exception as caught:
             error = caught
-        raise_together(error)
+        raise_on_all_ranks(error)
     if place()[0] == 0:
         partial.remove()
 
 
 def _folder(
-    family: Family, tokenizer: PreTrainedTokenizerBase, widths: dict[int, int], source: MomentSource, text: Text
-) -> MomentFolder:
-    layers = [*widths, family.depth - 1]  # the last one names the folder, so that it is the same for any layers
-    weights, samples = content_hashes(family, layers), sample_hashes(family, layers)
+    editable: EditableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    widths: dict[int, int],
+    source: SecondMomentSource,
+    text: Text,
+) -> SecondMomentFolder:
+    layers = [*widths, editable.depth - 1]  # the last one names the folder, so that it is the same for any layers
+    weights, samples = content_hashes(editable, layers), sample_hashes(editable, layers)
     common = {
         "tokenizer": tokenizer_hash(tokenizer),
         "text_revision": digest(text.revision, source.config, source.split, source.column)
-        if source.text != "atlas"
+        if resolve(source.text) is None
         else digest(text.revision),
         "max_length": source.max_length,
         "packing": source.packing,
@@ -248,10 +253,10 @@ def _folder(
         model = weights[layers[-1]] or samples[layers[-1]]
         name = digest(model, common, asked | {"num_tokens": _num_tokens(source, widths)})
         place = cache_folder() / "moments" / name
-    return MomentFolder(place, about, source.trust, source.ridge)
+    return SecondMomentFolder(place, about, source.trust, source.ridge)
 
 
-def _num_tokens(source: MomentSource, widths: dict[int, int]) -> int | None:
+def _num_tokens(source: SecondMomentSource, widths: dict[int, int]) -> int | None:
     if source.num_tokens is None and source.num_documents is None:
         return TOKENS_PER_DIMENSION * max(widths.values())
     return source.num_tokens
@@ -261,8 +266,8 @@ def _check_count(count: int, widths: dict[int, int]) -> None:
     width = max(widths.values())
     if count < width:
         raise InputError(
-            f"moments.num_tokens: expected at least d_in = {width:,} tokens for an invertible second moment, but got "
-            f"{count:,}; raise it, give a longer moments.text, or set moments.ridge (such as 1e-3)"
+            f"second_moment.num_tokens: expected at least d_in = {width:,} tokens for an invertible second moment, but "
+            f"got {count:,}; raise it, give a longer second_moment.text, or set second_moment.ridge (such as 1e-3)"
         )
 
 

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editkit.errors import InputError, shorten
-from editkit.files import write_whole
-from editkit.functional import FactoredMoment, condition_number, effective_rank, factor_second_moment
-from editkit.functional.moments import spectrum
+from editkit.functional import FactoredSecondMoment, condition_number, effective_rank, factor_second_moment
+from editkit.functional.second_moment import spectrum
 from editkit.models.fingerprint import tensor_hash
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import atomic_write
 
 SCHEMA = 1
 
@@ -31,12 +31,12 @@ CHECKED = {
     "sample": "lm",
     "tokenizer": "lm",
     "d_in": "lm",
-    "text_revision": "moments.text",
-    "max_length": "moments.max_length",
-    "packing": "moments.packing",
-    "num_tokens": "moments.num_tokens",
-    "num_documents": "moments.num_documents",
-    "tolerance": "moments.tolerance",
+    "text_revision": "second_moment.text",
+    "max_length": "second_moment.max_length",
+    "packing": "second_moment.packing",
+    "num_tokens": "second_moment.num_tokens",
+    "num_documents": "second_moment.num_documents",
+    "tolerance": "second_moment.tolerance",
 }
 
 
@@ -59,7 +59,7 @@ class Conditioning:
     jitter: float
 
 
-class MomentFolder:
+class SecondMomentFolder:
     """Second moments on disk.
 
     Args:
@@ -104,7 +104,7 @@ class MomentFolder:
                 made += f" (model {shorten(stored.get('model'))})" if CHECKED[name] == "lm" else ""
                 raise InputError(
                     f"{CHECKED[name]}: expected the {what} that {self.file(layer)} was made with, {theirs}{made}, but "
-                    f"got {ours}; give what it was made with, another moments.path, or moments.trust=true"
+                    f"got {ours}; give what it was made with, another second_moment.path, or second_moment.trust=true"
                 )
         return stored
 
@@ -128,9 +128,13 @@ class MomentFolder:
         }  # fmt: skip
         header = {"about": json.dumps(known)}
         self._write_factor(layer, factored, content)
-        write_whole(self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "moments.path")
+        atomic_write(
+            self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "second_moment.path"
+        )
         text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
-        write_whole(self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "moments.path")
+        atomic_write(
+            self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
+        )
         return state
 
     def read(self, layer: int) -> Tensor:
@@ -141,14 +145,14 @@ class MomentFolder:
             raise self._broken(self.file(layer), "its content is not what was written")
         return moment
 
-    def factored(self, layer: int) -> FactoredMoment:
+    def factored(self, layer: int) -> FactoredSecondMoment:
         """The Cholesky factor of one layer's C, made again where the one beside it does not belong to it."""
         about = self.check(layer)
         try:
             tensors, header = self._tensors(self.file(layer, ".cholesky.safetensors"))
             kept = json.loads(header["about"])
             if (kept["of"], kept["ridge"], kept["hash"]) == (about["hash"], self.ridge, tensor_hash(tensors["factor"])):
-                return FactoredMoment(tensors["factor"], kept["jitter"])
+                return FactoredSecondMoment(tensors["factor"], kept["jitter"])
         except (InputError, KeyError, ValueError):
             pass
         factored = self._factor(self.read(layer))
@@ -163,18 +167,18 @@ class MomentFolder:
         about = self._header(layer)
         return Conditioning(**{name: about[name] for name in Conditioning.__dataclass_fields__})
 
-    def _factor(self, moment: Tensor) -> FactoredMoment:
+    def _factor(self, moment: Tensor) -> FactoredSecondMoment:
         if self.ridge:
             moment = moment.clone()
             moment.diagonal().add_(self.ridge * float(moment.diagonal().mean()))
         return factor_second_moment(moment)
 
-    def _write_factor(self, layer: int, factored: FactoredMoment, content: str) -> None:
+    def _write_factor(self, layer: int, factored: FactoredSecondMoment, content: str) -> None:
         factor = factored.factor.contiguous()
         about = {"of": content, "ridge": self.ridge, "jitter": factored.jitter, "hash": tensor_hash(factor)}
         file = self.file(layer, ".cholesky.safetensors")
-        write_whole(
-            file, lambda part: save_file({"factor": factor}, part, {"about": json.dumps(about)}), "moments.path"
+        atomic_write(
+            file, lambda part: save_file({"factor": factor}, part, {"about": json.dumps(about)}), "second_moment.path"
         )
 
     def _header(self, layer: int) -> dict[str, Any]:
@@ -186,7 +190,9 @@ class MomentFolder:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise self._broken(file, str(error) or type(error).__name__) from error
         if about.get("schema", 0) > SCHEMA:
-            raise InputError(f"moments.path: {file} was written by a newer editkit ({about['schema']}); update editkit")
+            raise InputError(
+                f"second_moment.path: {file} was written by a newer editkit ({about['schema']}); update editkit"
+            )
         return about
 
     def _tensors(self, file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -199,8 +205,8 @@ class MomentFolder:
     @staticmethod
     def _broken(file: Path, cause: str) -> InputError:
         return InputError(
-            f"moments.path: expected second moments that editkit wrote, but {file} could not be read ({cause}); delete "
-            "it, and it is made anew"
+            f"second_moment.path: expected second moments that editkit wrote, but {file} could not be read ({cause}); "
+            "delete it, and it is made anew"
         )
 
 
@@ -218,7 +224,7 @@ class Partial:
         """Replace what was kept."""
         if self.file is not None:
             header = {"state": json.dumps(state)}
-            write_whole(self.file, lambda part: save_file(tensors, part, header), "moments.path")
+            atomic_write(self.file, lambda part: save_file(tensors, part, header), "second_moment.path")
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept, or None where there is nothing, or nothing whole."""

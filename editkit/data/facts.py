@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from editkit.errors import InputError, field_error, shorten
+from editkit.utils.errors import InputError, field_error, shorten
 
 _REQUIRED = ("subject", "prompt", "target_new")
 _PROMPT_LISTS = (

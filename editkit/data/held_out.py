@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from editkit.data.rows import TextRow
 from editkit.data.text import TextSource, open_text
 from editkit.data.windows import windows, within_budget
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
 
 
 @dataclass
@@ -36,7 +36,7 @@ def text_rows(source: HeldOutText, tokenizer: PreTrainedTokenizerBase, context: 
         found = within_budget(windows(tokenizer, open_text(source), source), source.num_tokens)
         rows = [TextRow(i, w.ids) for i, w in enumerate(found) if len(w.ids) > 1]
     except InputError as error:
-        raise InputError(str(error).replace("moments.", "data.text.")) from error
+        raise InputError(str(error).replace("second_moment.", "data.text.")) from error
     if not rows:
         raise InputError(f"data.text: expected text of at least two tokens, but {source.text!r} has none; give another")
     return rows

@@ -13,11 +13,12 @@ from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from editkit.data.facts import Fact, load_facts
+from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.data.facts import Fact, as_facts, load_facts
 from editkit.data.held_out import HeldOutText, text_rows
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
 
 FACTS_AT_A_TIME = 32  # in a batch of evaluation rows
 ROWS_AT_A_TIME = 256  # questions, texts or windows in a batch
@@ -83,7 +84,7 @@ class FactsDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        facts: str = "atlas",
+        facts: str = DEFAULT,
         split: str = "report",
         num_facts: PositiveInt | None = None,
         batch_size: PositiveInt | None = None,
@@ -128,13 +129,13 @@ class FactsDataModule(L.LightningDataModule):
         if self.selected:
             return
         others: list[Fact] = []
-        if self.source == "atlas":
-            from editkit.atlas.world import load_world
-
-            if self.split not in ("tune", "report"):
-                raise InputError(f"data.split: expected 'tune' or 'report', but got {self.split!r}")
-            facts = load_world().records(self.split)
-            others = load_world().records("tune") if self.split == "report" else []  # what is reported tunes nothing
+        if (built_in := resolve(self.source)) is not None:
+            if self.split not in built_in.splits:
+                expected = " or ".join(map(repr, built_in.splits))
+                raise InputError(f"data.split: expected {expected}, but got {self.split!r}; choose one of them")
+            facts = as_facts(built_in.records(self.split))
+            # what is reported tunes nothing
+            others = as_facts(built_in.records("tune")) if self.split == "report" else []
         else:
             try:
                 facts = load_facts(self.source)
@@ -282,7 +283,7 @@ class FactsDataModule(L.LightningDataModule):
         if self._probes_are_due:
             batches += [_cut(probe.rows[rank::world]) for probe in self.probe_sets]
             if self.text is not None:
-                self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.family.context)
+                self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.editable.context)
                 batches.append(_cut(self._windows[rank::world]))
         # never empty, so that the loop runs and its callbacks see the edited model
         return [DataLoader(part or [[]], batch_size=None) for part in batches]  # type: ignore[arg-type]

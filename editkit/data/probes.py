@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from editkit.data.tasks import TASKS, ProbeTask, atlas_task
-from editkit.errors import InputError
+from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.data.tasks import TASKS, ProbeTask, taught_task
+from editkit.utils.errors import InputError
 
 BETWEEN = "\n\n"  # what separates the examples of a prompt
 
@@ -36,7 +37,7 @@ class Probe:
     """
 
     task: str
-    source: str = "atlas"
+    source: str = DEFAULT
     examples: PositiveInt | None = None
     shots: NonNegativeInt = 0
     pool: NonNegativeInt = 16
@@ -144,13 +145,12 @@ def _balanced(examples: list[tuple[str, int]], count: int, classes: int) -> list
 def _read(probe: Probe) -> tuple[ProbeTask, list[tuple[str, int]]]:
     if probe.task not in TASKS:
         raise InputError(f"probes.task: expected one of {', '.join(TASKS)}, but got {probe.task!r}; choose one")
-    if probe.source == "atlas":
-        from editkit.atlas.corpus import held_out_probes
-
-        task = atlas_task(probe.task)
+    if (built_in := resolve(probe.source)) is not None:
+        task = taught_task(probe.task, built_in)
         # as many as are needed, made on the spot
         count = 1000 if probe.examples is None else min(1000, 4 * (probe.examples + max(probe.pool, probe.shots)))
-        records: Iterable[tuple[str, Any]] = (("the atlas", r) for r in held_out_probes(probe.task, count))
+        found = built_in.probe_records(probe.task, count)
+        records: Iterable[tuple[str, Any]] = ((f"the {built_in.name}", record) for record in found)
         return task, [task.read(record, place) for place, record in records]
     task = TASKS[probe.task]
     reader: Callable[[Probe, ProbeTask], Iterable[tuple[str, Any]]] = (

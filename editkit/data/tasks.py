@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from editkit.errors import InputError, shorten
+from editkit.atlas.builtin import BuiltIn
+from editkit.utils.errors import InputError, shorten
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,13 @@ TASKS: dict[str, ProbeTask] = {
 """Every task by its name."""
 
 
-def atlas_task(name: str) -> ProbeTask:
-    """A task as the atlas's model was taught it: the same fields and labels, its own prompt and words."""
-    from editkit.atlas.probes import TASKS as TAUGHT
-
-    if name not in TAUGHT:
-        raise InputError(f"probes.task: expected one of the atlas's {', '.join(TAUGHT)}, but got {name!r}")
-    taught, known = TAUGHT[name], TASKS[name]
-    return ProbeTask(
-        name, taught.template, tuple((word,) for word in taught.labels), known.values, known.label, known.main
-    )
+def taught_task(name: str, built_in: BuiltIn) -> ProbeTask:
+    """A task as a built-in model was taught it: the same fields and labels, its own prompt and words."""
+    taught = built_in.probe(name)
+    if taught is None:
+        raise InputError(
+            f"probes.task: expected one of the {built_in.name}'s {', '.join(built_in.probes)}, but got {name!r}; "
+            "choose one, or give the probe a source"
+        )
+    (template, words), known = taught, TASKS[name]
+    return ProbeTask(name, template, tuple((word,) for word in words), known.values, known.label, known.main)

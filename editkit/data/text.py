@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,8 +11,9 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from editkit.errors import InputError, shorten
-from editkit.files import digest, file_hash
+from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import digest, file_hash
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TextSource:
             are joined by the end-of-text token and cut into full windows, within which they do.
     """
 
-    text: str = "atlas"
+    text: str = DEFAULT
     config: str | None = None
     split: str = "train"
     column: str = "text"
@@ -63,13 +63,8 @@ def open_text(source: TextSource) -> Text:
     Raises:
         InputError: nothing of that name, or not readable.
     """
-    if source.text == "atlas":
-        from editkit.atlas.corpus import documents
-
-        def atlas() -> Iterator[str]:
-            return documents(random.Random(f"moments {source.seed}"))
-
-        return Text(digest(list(islice(atlas(), 64))), atlas)
+    if (built_in := resolve(source.text)) is not None:
+        return Text(digest(list(islice(built_in.documents(source.seed), 64))), lambda: built_in.documents(source.seed))
     path = Path(source.text).expanduser()
     if path.is_dir():
         files = sorted(path.rglob("*.txt"))
@@ -79,8 +74,8 @@ def open_text(source: TextSource) -> Text:
         files = [path]
     elif source.text.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl"):
         raise InputError(
-            f"moments.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved dataset or "
-            f"a dataset's name, but there is no {source.text}; check the path"
+            f"second_moment.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved "
+            f"dataset or a dataset's name, but there is no {source.text}; check the path"
         )
     else:
         return _dataset(source, None)
@@ -110,13 +105,13 @@ def _read_jsonl(file: Path, source: TextSource) -> Iterator[str]:
             record = json.loads(line)
         except ValueError as error:
             raise InputError(
-                f"moments.text: expected one JSON object a line, but line {number} of {file} is not JSON ({error}); "
-                "correct it"
+                f"second_moment.text: expected one JSON object a line, but line {number} of {file} is not JSON "
+                f"({error}); correct it"
             ) from error
         _check_column(source.column, list(record) if isinstance(record, dict) else [], f"line {number} of {file}")
         if not isinstance(record[source.column], str):
             raise InputError(
-                f"moments.column: expected text under {source.column!r}, but line {number} of {file} has "
+                f"second_moment.column: expected text under {source.column!r}, but line {number} of {file} has "
                 f"{shorten(record[source.column])}; choose another field"
             )
         yield record[source.column]
@@ -127,7 +122,7 @@ def _lines(file: Path) -> Iterator[str]:
         with file.open(encoding="utf-8") as lines:
             yield from lines
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"moments.text: expected UTF-8 text, but {file} is not ({error}); convert it") from error
+        raise InputError(f"second_moment.text: expected UTF-8 text, but {file} is not ({error}); convert it") from error
 
 
 def _dataset(source: TextSource, folder: Path | None) -> Text:
@@ -141,14 +136,15 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
     except Exception as error:  # datasets raises whatever its readers and its hub client raise
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            "moments.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved dataset or a "
-            f"dataset's name, but {source.text!r} could not be loaded ({cause}); check the name, or give a path"
+            "second_moment.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved "
+            f"dataset or a dataset's name, but {source.text!r} could not be loaded ({cause}); check the "
+            "name, or give a path"
         ) from error
     if isinstance(found, dict):
         if source.split not in found:
             raise InputError(
-                f"moments.split: expected one of {', '.join(found)}, but got {source.split!r}; choose a split that "
-                f"{source.text} has"
+                f"second_moment.split: expected one of {', '.join(found)}, but got {source.split!r}; choose a split "
+                f"that {source.text} has"
             )
         found = found[source.split]
     _check_column(source.column, found.column_names, source.text)
@@ -159,6 +155,6 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
 def _check_column(column: str, there: Sequence[str], where: str) -> None:
     if column not in there:
         raise InputError(
-            f"moments.column: expected a field of {where} ({', '.join(there) or 'it has none'}), but got {column!r}; "
-            "choose one that it has"
+            f"second_moment.column: expected a field of {where} ({', '.join(there) or 'it has none'}), but got "
+            f"{column!r}; choose one that it has"
         )

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.data.text import Text, TextSource
-from editkit.errors import InputError
 from editkit.models.spans import length_batches, pad
-from editkit.strategy import place
+from editkit.utils.distributed import place
+from editkit.utils.errors import InputError
 
 DOCUMENTS = 256  # tokenised at once
 CHUNK = 65_536  # tokens among which windows of like lengths are batched
@@ -71,7 +71,9 @@ def windows(
             break
         prefix.append(token)
     if source.packing and tokenizer.eos_token_id is None:
-        raise InputError("moments.packing: expected a tokenizer with an end-of-text token, but it has none; set false")
+        raise InputError(
+            "second_moment.packing: expected a tokenizer with an end-of-text token, but it has none; set false"
+        )
     documents, begun = islice(text.documents(), num_documents), 0
     buffer: list[int] = []
     while pending := list(islice(documents, DOCUMENTS)):

@@ -1,11 +1,21 @@
 """Editors: a method is a short subclass of ``Editor``."""
 
-from editkit.covariance import MomentSource
-from editkit.editors.base import Editor
-from editkit.editors.emmet import EMMET
-from editkit.editors.memit import MEMIT
-from editkit.editors.rome import ROME
-from editkit.editors.search import ValueSearch
-from editkit.editors.spread import LastLayer, Spread, SquareRootSpread
+from editkit.covariance import SecondMomentSource
+from editkit.editors.closed_form.editor import Editor
+from editkit.editors.closed_form.emmet import EMMET
+from editkit.editors.closed_form.memit import MEMIT
+from editkit.editors.closed_form.rome import ROME
+from editkit.editors.closed_form.search import ValueSearch
+from editkit.editors.closed_form.spread import LastLayer, Spread, SquareRootSpread
 
-__all__ = ["EMMET", "MEMIT", "ROME", "Editor", "LastLayer", "MomentSource", "Spread", "SquareRootSpread", "ValueSearch"]
+__all__ = [
+    "EMMET",
+    "MEMIT",
+    "ROME",
+    "Editor",
+    "LastLayer",
+    "SecondMomentSource",
+    "Spread",
+    "SquareRootSpread",
+    "ValueSearch",
+]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from editkit.data.facts import Fact
-from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, NoDelta, SparseDelta, smallest
+from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta, smallest
 
 
 @dataclass
@@ -44,7 +44,7 @@ def stored(delta: Delta) -> Delta:
         return DenseDelta(_kept(delta.matrix))
     if isinstance(delta, SparseDelta):
         return SparseDelta(delta.indices.cpu(), _kept(delta.values), delta.shape)
-    return NoDelta(delta.shape)
+    return ZeroDelta(delta.shape)
 
 
 def _kept(tensor: Tensor) -> Tensor:

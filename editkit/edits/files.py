@@ -22,13 +22,13 @@ from torch import Tensor
 
 from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
-from editkit.errors import InputError
-from editkit.files import write_whole
-from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, NoDelta, SparseDelta
+from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
+from editkit.utils.errors import InputError
+from editkit.utils.files import atomic_write
 
 SCHEMA = 2
 INDEX = "edits.json"
-KINDS: dict[str, Any] = {"low_rank": LowRankDelta, "dense": DenseDelta, "sparse": SparseDelta, "none": NoDelta}
+KINDS: dict[str, Any] = {"low_rank": LowRankDelta, "dense": DenseDelta, "sparse": SparseDelta, "none": ZeroDelta}
 BESIDE = ("samples", "keys")  # tensors per block that are no part of its delta
 
 Entry = dict[str, Any]
@@ -47,7 +47,7 @@ def write_batch(folder: Path, index: int, batch: EditBatch) -> None:
         tensors |= {f"{layer}.{name}": t for layer, t in getattr(batch, name).items()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"schema": str(SCHEMA), "batch": json.dumps(entry_of(batch), ensure_ascii=False)}
-    write_whole(batch_file(folder, index), lambda part: save_file(tensors, part, metadata), "edits")
+    atomic_write(batch_file(folder, index), lambda part: save_file(tensors, part, metadata), "edits")
 
 
 def write_index(folder: Path, header: dict[str, Any], batches: Sequence[EditBatch]) -> None:
@@ -55,7 +55,7 @@ def write_index(folder: Path, header: dict[str, Any], batches: Sequence[EditBatc
     text = json.dumps(
         {"schema": SCHEMA, **header, "batches": [entry_of(b) for b in batches]}, indent=1, ensure_ascii=False
     )
-    write_whole(folder / INDEX, lambda part: part.write_text(text, encoding="utf-8"), "edits")
+    atomic_write(folder / INDEX, lambda part: part.write_text(text, encoding="utf-8"), "edits")
 
 
 def entry_of(batch: EditBatch) -> Entry:

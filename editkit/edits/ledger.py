@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
-from editkit.edits.ridge_path import write_path
 from editkit.edits.weights import WeightSnapshot, apply_batch, as_recorded, check_shapes
-from editkit.errors import InputError
-from editkit.models.family import Family
+from editkit.evaluation.ridge_path import write_path
+from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint
+from editkit.utils.errors import InputError
 
 
 @dataclass
@@ -78,14 +78,14 @@ class Edits:
         """
         chosen = self.chosen(batch)
         known = self._is_for(model, force)
-        family = Family(model)
+        editable = EditableModel(model)
         for done in chosen:
-            check_shapes(family, done)
-        way_back = WeightSnapshot(family, sorted({layer for done in chosen for layer in done.deltas}))
+            check_shapes(editable, done)
+        way_back = WeightSnapshot(editable, sorted({layer for done in chosen for layer in done.deltas}))
         try:
             for done in chosen:
-                apply_batch(family, done)
-            exact = as_recorded(family, chosen[-1]) if known and chosen else True
+                apply_batch(editable, done)
+            exact = as_recorded(editable, chosen[-1]) if known and chosen else True
         except BaseException:
             way_back.restore()
             raise

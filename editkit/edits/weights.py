@@ -8,47 +8,47 @@ import torch
 from torch import Tensor
 
 from editkit.edits.batch import EditBatch
-from editkit.errors import InputError
-from editkit.functional.delta import Delta, NoDelta
-from editkit.models.family import Family, orient
+from editkit.functional.delta import Delta, ZeroDelta
+from editkit.models.editable import EditableModel, orient
 from editkit.models.fingerprint import sampled, tensor_hash
+from editkit.utils.errors import InputError
 
 AGREEMENT = 1e-6  # of float32 weights edited on different machines; a rounding step of narrower dtypes is larger
 
 
 @torch.no_grad()
-def apply_delta(family: Family, layer: int, delta: Delta) -> None:
+def apply_delta(editable: EditableModel, layer: int, delta: Delta) -> None:
     """Add a delta to a block's projection weight: multiplied out and summed in float64, one cast to its dtype."""
-    if isinstance(delta, NoDelta):
+    if isinstance(delta, ZeroDelta):
         return
-    weight = family.weight(layer)
+    weight = editable.weight(layer)
     widened = type(delta)(**{**vars(delta), **{name: _wide(t) for name, t in delta.tensors().items()}})
-    change = orient(family.projection(layer), widened.dense()).to(weight.device)
+    change = orient(editable.projection(layer), widened.dense()).to(weight.device)
     weight.copy_((weight.double() + change).to(weight.dtype))
 
 
-def apply_batch(family: Family, batch: EditBatch) -> None:
+def apply_batch(editable: EditableModel, batch: EditBatch) -> None:
     """Add all weight changes of a batch."""
     for layer, delta in batch.deltas.items():
-        apply_delta(family, layer, delta)
+        apply_delta(editable, layer, delta)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def check_shapes(family: Family, batch: EditBatch) -> None:
+def check_shapes(editable: EditableModel, batch: EditBatch) -> None:
     """Raise an ``InputError`` unless every delta of ``batch`` fits the weight that it is for."""
     for layer, delta in batch.deltas.items():
-        expected = tuple(orient(family.projection(layer), family.weight(layer)).shape)
+        expected = tuple(orient(editable.projection(layer), editable.weight(layer)).shape)
         if delta.shape != expected:
             raise InputError(
                 f"edits: expected a weight change of shape {expected} for block {layer} of "
-                f"{type(family.model).__name__}, but got {delta.shape}; load the model that the edits were made for"
+                f"{type(editable.model).__name__}, but got {delta.shape}; load the model that the edits were made for"
             )
 
 
-def as_recorded(family: Family, batch: EditBatch) -> bool:
+def as_recorded(editable: EditableModel, batch: EditBatch) -> bool:
     """Whether the weights are, bit for bit, those that the run had after ``batch``.
 
     Raises:
@@ -56,7 +56,7 @@ def as_recorded(family: Family, batch: EditBatch) -> bool:
     """
     equal = True
     for layer, recorded in batch.hashes.items():
-        weight = family.weight(layer)
+        weight = editable.weight(layer)
         if tensor_hash(weight) == recorded:
             continue
         equal = False
@@ -76,26 +76,26 @@ class WeightSnapshot:
     """Bit-exact copies of the projections' weights, on the CPU, to go back to.
 
     Args:
-        family: the model.
+        editable: the model.
         layers: blocks to remember.
     """
 
-    def __init__(self, family: Family, layers: Sequence[int]) -> None:
-        self._family = family
-        self._weights = {layer: family.weight(layer).detach().cpu().clone() for layer in layers}
+    def __init__(self, editable: EditableModel, layers: Sequence[int]) -> None:
+        self._editable = editable
+        self._weights = {layer: editable.weight(layer).detach().cpu().clone() for layer in layers}
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the remembered bits back."""
         for layer, weight in self._weights.items():
-            self._family.weight(layer).copy_(weight)
+            self._editable.weight(layer).copy_(weight)
 
 
-def hashes(family: Family, layers: Mapping[int, object] | Sequence[int]) -> dict[int, str]:
+def hashes(editable: EditableModel, layers: Mapping[int, object] | Sequence[int]) -> dict[int, str]:
     """Hash of each block's projection weight as it is now."""
-    return {layer: tensor_hash(family.weight(layer)) for layer in layers}
+    return {layer: tensor_hash(editable.weight(layer)) for layer in layers}
 
 
-def samples(family: Family, layers: Mapping[int, object] | Sequence[int]) -> dict[int, Tensor]:
+def samples(editable: EditableModel, layers: Mapping[int, object] | Sequence[int]) -> dict[int, Tensor]:
     """Evenly spaced entries of each block's projection weight as it is now, on the CPU."""
-    return {layer: sampled(family.weight(layer)).cpu().clone() for layer in layers}
+    return {layer: sampled(editable.weight(layer)).cpu().clone() for layer in layers}

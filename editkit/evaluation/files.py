@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from editkit.errors import InputError
-from editkit.files import write_whole
+from editkit.utils.errors import InputError
+from editkit.utils.files import atomic_write
 
 FINAL = "records.jsonl"
 PARTS = "records"
@@ -50,4 +50,4 @@ def write_records(folder: Path, rows: Iterable[Row]) -> None:
 
 def _write(file: Path, rows: Iterable[Row]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"), "run_dir")
+    atomic_write(file, lambda part: part.write_text(text, encoding="utf-8"), "run_dir")

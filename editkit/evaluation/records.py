@@ -8,10 +8,10 @@ from typing import Any
 from editkit.data.facts import Fact
 from editkit.data.probes import ProbeRow, ProbeSet
 from editkit.data.rows import EvaluationRow, GenerationRow, TextRow
-from editkit.evaluation.measure import EditResult, GenerationResult, ProbeResult, Result, TextResult
-from editkit.metrics.editing import KINDS
+from editkit.evaluation.evaluator import EditResult, GenerationResult, ProbeResult, Result, TextResult
+from editkit.metrics.editing import PROMPT_KINDS
 
-EDIT_KINDS = (*KINDS, "unrelated")
+EDIT_KINDS = (*PROMPT_KINDS, "unrelated")
 NAN = float("nan")
 
 

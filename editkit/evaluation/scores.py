@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from editkit.data.probes import ProbeSet
-from editkit.evaluation.measure import EditResult, GenerationResult, ProbeResult, Result, TextResult
+from editkit.evaluation.evaluator import EditResult, GenerationResult, ProbeResult, Result, TextResult
+from editkit.evaluation.protocol import words
 from editkit.metrics.accuracy import ExactMatch, TokenAccuracy
 from editkit.metrics.base import FactMetric
 from editkit.metrics.editing import (
@@ -23,7 +24,6 @@ from editkit.metrics.editing import (
 )
 from editkit.metrics.generation import GenerationEntropy, ReferenceScore, TextPerplexity
 from editkit.metrics.probes import PROBE_METRICS, ProbeMetric
-from editkit.metrics.protocol import words
 
 Figure = dict[str, float]
 """A metric's ``mean`` and, where intervals were asked for and there is one, ``low`` and ``high``."""

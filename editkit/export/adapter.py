@@ -14,14 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from editkit.atlas.builtin import resolve
 from editkit.edits import Edits
-from editkit.errors import InputError
 from editkit.export.card import model_card
 from editkit.export.changes import changes_of
-from editkit.files import check_new_folder, write_whole_folder
-from editkit.functional.compress import compressed
-from editkit.models.family import Family
+from editkit.functional.truncation import truncated_svd
+from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint
+from editkit.utils.errors import InputError
+from editkit.utils.files import atomic_write_folder, check_new_folder
 
 LOAD = """from peft import PeftModel
 {imported}
@@ -31,10 +32,10 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")"""
 
 
 def _how_to_load(lm: str, dtype: str) -> str:
-    if lm == "atlas":
+    if resolve(lm) is not None:
         return LOAD.format(
             imported="from editkit import load_language_model",
-            loaded=f'model, tokenizer = load_language_model("atlas", "{dtype}")',
+            loaded=f'model, tokenizer = load_language_model("{lm}", "{dtype}")',
         )
     return LOAD.format(
         imported="from transformers import AutoModelForCausalLM",
@@ -97,14 +98,14 @@ def export_adapter(
     edits.apply(model, batch)  # which checks model, shapes and hashes
     edited = fingerprint(model)
     edits.undo(model)
-    family = Family(model)
+    editable = EditableModel(model)
     names = {module: key for key, module in model.named_modules()}
     layers: list[AdapterLayer] = []
     tensors: dict[str, Tensor] = {}
     for done, (layer, deltas) in enumerate(changes.items(), 1):
-        delta, full, error = compressed(deltas, rank)
+        delta, full, error = truncated_svd(deltas, rank)
         assert delta.right is not None
-        module, kept = names[family.projection(layer)], delta.right.shape[1]
+        module, kept = names[editable.projection(layer)], delta.right.shape[1]
         if kept:
             layers.append(AdapterLayer(layer, module, kept, full, error))
             tensors[f"base_model.model.{module}.lora_A.weight"] = delta.right.T.float().contiguous()
@@ -112,7 +113,7 @@ def export_adapter(
         at_layer(done, len(changes))
     if not layers:
         raise InputError("edits: expected a change of some weight, but all of them are 0; there is nothing to export")
-    transposed = isinstance(family.projection(layers[0].layer), Conv1D)
+    transposed = isinstance(editable.projection(layers[0].layer), Conv1D)
     config = _config(name, layers, transposed)
     card = model_card(
         edits,
@@ -130,7 +131,7 @@ def export_adapter(
         save_file(tensors, part / "adapter_model.safetensors", {"format": "pt"})
         (part / "README.md").write_text(card, encoding="utf-8")
 
-    write_whole_folder(folder, write, "output")
+    atomic_write_folder(folder, write, "output")
     return layers
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from editkit.atlas.builtin import resolve
 from editkit.data.facts import Fact
 from editkit.edits import Edits
 
@@ -34,7 +35,7 @@ def model_card(
         settings["hyperparameters"] = {name: value for name, value in given.items() if not name.startswith("_")}
     versions = ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()) or "not on record"
     # only a hub's name means anything to the hub
-    on_hub = lm != "atlas" and not lm.startswith((".", "/", "~")) and not Path(lm).exists()
+    on_hub = resolve(lm) is None and not lm.startswith((".", "/", "~")) and not Path(lm).exists()
     return "\n".join(
         [
             "---",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from editkit.edits import Edits
-from editkit.errors import InputError
-from editkit.functional.compress import rank_bound
-from editkit.functional.delta import Delta, NoDelta
+from editkit.functional.delta import Delta, ZeroDelta
+from editkit.functional.truncation import rank_bound
+from editkit.utils.errors import InputError
 
 
 def changes_of(edits: Edits, batch: int | None = None, rank: int | None = None) -> dict[int, list[Delta]]:
@@ -23,7 +23,7 @@ def changes_of(edits: Edits, batch: int | None = None, rank: int | None = None) 
                 "checkpoint or adapter holds; use them through editkit"
             )
         for layer, delta in done.deltas.items():
-            if not isinstance(delta, NoDelta):
+            if not isinstance(delta, ZeroDelta):
                 changes.setdefault(layer, []).append(delta)
     if not changes:
         raise InputError(

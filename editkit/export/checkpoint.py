@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editkit.edits import Edits
 from editkit.export.card import model_card
 from editkit.export.changes import changes_of
-from editkit.files import check_new_folder, write_whole_folder
 from editkit.models.fingerprint import fingerprint
+from editkit.utils.files import atomic_write_folder, check_new_folder
 
 LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,7 +56,7 @@ def export_checkpoint(
             tokenizer.save_pretrained(part)
             (part / "README.md").write_text(card, encoding="utf-8")
 
-        write_whole_folder(folder, write, "output")
+        atomic_write_folder(folder, write, "output")
     finally:
         edits.undo(model)
     return folder

@@ -1,12 +1,12 @@
 """The mathematics of editkit: torch in, torch out, nothing else imported."""
 
-from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, NoDelta, SparseDelta
+from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
 from editkit.functional.dependence import Dependence, key_dependence
-from editkit.functional.moments import MomentSum, condition_number, effective_rank
-from editkit.functional.path import RidgePath, ridge_path
+from editkit.functional.ridge_path import RidgePath, ridge_path
+from editkit.functional.second_moment import SecondMomentSum, condition_number, effective_rank
 from editkit.functional.solve import (
     DependentKeysError,
-    FactoredMoment,
+    FactoredSecondMoment,
     emmet_update,
     factor_second_moment,
     memit_update,
@@ -20,10 +20,10 @@ __all__ = [
     "DenseDelta",
     "Dependence",
     "DependentKeysError",
-    "FactoredMoment",
+    "FactoredSecondMoment",
     "LowRankDelta",
-    "MomentSum",
-    "NoDelta",
+    "SecondMomentSum",
+    "ZeroDelta",
     "SparseDelta",
     "RidgePath",
     "condition_number",

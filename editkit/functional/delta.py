@@ -116,7 +116,7 @@ class SparseDelta:
 
 
 @dataclass(frozen=True)
-class NoDelta:
+class ZeroDelta:
     """A weight that its edit leaves as it is.
 
     Attributes:
@@ -138,7 +138,7 @@ class NoDelta:
         return {}
 
 
-Delta = LowRankDelta | DenseDelta | SparseDelta | NoDelta
+Delta = LowRankDelta | DenseDelta | SparseDelta | ZeroDelta
 
 
 def smallest(delta: Delta) -> Delta:
@@ -152,13 +152,13 @@ def smallest(delta: Delta) -> Delta:
     >>> type(smallest(DenseDelta(torch.eye(9)))).__name__
     'SparseDelta'
     >>> type(smallest(DenseDelta(torch.zeros(2, 2)))).__name__
-    'NoDelta'
+    'ZeroDelta'
     """
     numbers = delta.shape[0] * delta.shape[1]
     if isinstance(delta, LowRankDelta):
         if delta.right is not None and delta.right.shape[1] * sum(delta.shape) < numbers:
-            return delta if bool(delta.left.any()) else NoDelta(delta.shape)
+            return delta if bool(delta.left.any()) else ZeroDelta(delta.shape)
         delta = DenseDelta(delta.dense(torch.float64))
     if isinstance(delta, DenseDelta) and 3 * (count := int(delta.matrix.count_nonzero())) < numbers:
-        return SparseDelta.of(delta.matrix) if count else NoDelta(delta.shape)
+        return SparseDelta.of(delta.matrix) if count else ZeroDelta(delta.shape)
     return delta

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from editkit.functional.columns import TINY, dependent_columns
-from editkit.functional.moments import condition_number, effective_rank
-from editkit.functional.solve import FactoredMoment, check_keys, gram, whiten
+from editkit.functional.second_moment import condition_number, effective_rank
+from editkit.functional.solve import FactoredSecondMoment, check_keys, gram, whiten
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Dependence:
 
 
 def key_dependence(
-    keys: Tensor, second_moment: Tensor | FactoredMoment, names: Sequence[str] | None = None
+    keys: Tensor, second_moment: Tensor | FactoredSecondMoment, names: Sequence[str] | None = None
 ) -> Dependence:
     """Find the facts whose keys depend on others' (Gupta et al. 2024, section 5.1), and the conditioning of the rest.
 

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editkit.errors import InputError
 from editkit.functional.columns import TINY, dependent_columns, shares, tolerance
 from editkit.functional.delta import LowRankDelta
-from editkit.functional.moments import BLOCK
+from editkit.functional.second_moment import BLOCK
+from editkit.utils.errors import InputError
 
 CHUNK = 2048  # facts whitened at a time where there are more than d_in, so that memory does not grow with them
 
@@ -51,7 +51,7 @@ class DependentKeysError(InputError):
 
 
 @dataclass(frozen=True)
-class FactoredMoment:
+class FactoredSecondMoment:
     """Cholesky factor of a second moment, reusable over batches and ridges.
 
     Attributes:
@@ -63,11 +63,12 @@ class FactoredMoment:
     jitter: float = 0.0
 
 
-def factor_second_moment(second_moment: Tensor | FactoredMoment) -> FactoredMoment:
+def factor_second_moment(second_moment: Tensor | FactoredSecondMoment) -> FactoredSecondMoment:
     """Cholesky-factor C = E[k kᵀ] in float64, with escalating jitter where C is singular to working precision.
 
     Args:
-        second_moment: (d_in, d_in), any floating dtype, symmetric up to rounding; a ``FactoredMoment`` passes through.
+        second_moment: (d_in, d_in), any floating dtype, symmetric up to rounding; a ``FactoredSecondMoment`` passes
+            through.
 
     Returns:
         The factor and the jitter used. Any jitter is warned about with its size.
@@ -79,7 +80,7 @@ def factor_second_moment(second_moment: Tensor | FactoredMoment) -> FactoredMome
     tensor([[2., 0.],
             [0., 2.]], dtype=torch.float64)
     """
-    if isinstance(second_moment, FactoredMoment):
+    if isinstance(second_moment, FactoredSecondMoment):
         return second_moment
     if second_moment.ndim != 2 or second_moment.shape[0] != second_moment.shape[1]:
         raise InputError(f"second_moment: expected shape (d_in, d_in), but got {tuple(second_moment.shape)}")
@@ -105,14 +106,14 @@ def factor_second_moment(second_moment: Tensor | FactoredMoment) -> FactoredMome
                     "added to its diagonal; more tokens would make that needless",
                     stacklevel=2,
                 )
-            return FactoredMoment(factor, jitter)
+            return FactoredSecondMoment(factor, jitter)
     raise InputError(
         f"second_moment: expected a positive definite ({len(moment)}, {len(moment)}) matrix, but it is singular even "
         f"with {jitter:.2e} on its diagonal; estimate it from at least d_in = {len(moment)} varied tokens"
     )
 
 
-def with_keys(moment: FactoredMoment, keys: Tensor, weight: float) -> FactoredMoment:
+def with_keys(moment: FactoredSecondMoment, keys: Tensor, weight: float) -> FactoredSecondMoment:
     """The factored second moment of C + βKKᵀ: keys of earlier edits to preserve beside those that C stands for.
 
     With β = 1/ρ the next update's objective counts each earlier key as much as a new one, which is recursive least
@@ -123,19 +124,19 @@ def with_keys(moment: FactoredMoment, keys: Tensor, weight: float) -> FactoredMo
         keys: (d_in, E).
         weight: β ≥ 0.
 
-    >>> with_keys(FactoredMoment(torch.eye(2).double()), torch.tensor([[3.0], [0.0]]), weight=1 / 3).factor
+    >>> with_keys(FactoredSecondMoment(torch.eye(2).double()), torch.tensor([[3.0], [0.0]]), weight=1 / 3).factor
     tensor([[2., 0.],
             [0., 1.]], dtype=torch.float64)
     """
     keys = keys.to(moment.factor)
     total = torch.addmm(moment.factor @ moment.factor.T, keys, keys.T, alpha=weight)
-    return FactoredMoment(torch.linalg.cholesky(total), moment.jitter)
+    return FactoredSecondMoment(torch.linalg.cholesky(total), moment.jitter)
 
 
 def preservation_memorization_update(
     keys: Tensor,
     residuals: Tensor,
-    second_moment: Tensor | FactoredMoment,
+    second_moment: Tensor | FactoredSecondMoment,
     rho: float,
     names: Sequence[str] | None = None,
 ) -> LowRankDelta:
@@ -169,7 +170,7 @@ def preservation_memorization_update(
         system.diagonal().add_(rho)
         solved = solve_factored(together, torch.linalg.cholesky(system))
         return LowRankDelta(torch.linalg.solve_triangular(factor, solved, upper=False, left=False), None)
-    whitened = whiten(keys, FactoredMoment(factor))
+    whitened = whiten(keys, FactoredSecondMoment(factor))
     if rho == 0.0:
         right = _least_norm(whitened, keys.dtype, names)
     else:
@@ -179,7 +180,7 @@ def preservation_memorization_update(
     return LowRankDelta(residuals.to(torch.float64), torch.linalg.solve_triangular(factor.T, right, upper=True))
 
 
-def whiten(keys: Tensor, second_moment: Tensor | FactoredMoment) -> Tensor:
+def whiten(keys: Tensor, second_moment: Tensor | FactoredSecondMoment) -> Tensor:
     """A = L⁻¹K, (d_in, E) float64: keys in coordinates in which C is the identity."""
     factor = factor_second_moment(second_moment).factor.to(keys.device)
     whitened: Tensor = torch.linalg.solve_triangular(factor, keys.to(torch.float64), upper=False)
@@ -205,7 +206,7 @@ def primal_system(factor: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tens
     together = factor.new_zeros(len(residuals), len(factor))
     for start in range(0, keys.shape[1], CHUNK):
         columns = slice(start, start + CHUNK)
-        whitened = whiten(keys[:, columns], FactoredMoment(factor))
+        whitened = whiten(keys[:, columns], FactoredSecondMoment(factor))
         gram(whitened, system)
         together.addmm_(residuals[:, columns].to(torch.float64), whitened.T)
     return system, together
@@ -221,7 +222,7 @@ def solve_factored(rows: Tensor, factor: Tensor) -> Tensor:
 def check_problem(
     keys: Tensor,
     residuals: Tensor,
-    second_moment: Tensor | FactoredMoment,
+    second_moment: Tensor | FactoredSecondMoment,
     rho: float,
     names: Sequence[str] | None,
 ) -> None:
@@ -242,7 +243,7 @@ def check_problem(
         )
 
 
-def check_keys(keys: Tensor, second_moment: Tensor | FactoredMoment, names: Sequence[str] | None = None) -> None:
+def check_keys(keys: Tensor, second_moment: Tensor | FactoredSecondMoment, names: Sequence[str] | None = None) -> None:
     """Raise an ``InputError`` unless keys (d_in, E) are finite and fit the second moment."""
     if keys.ndim != 2 or keys.shape[1] == 0:
         raise InputError(f"keys: expected shape (d_in, E) with one column per fact and E > 0, but got {(*keys.shape,)}")
@@ -281,7 +282,7 @@ def _least_norm(whitened: Tensor, dtype: torch.dtype, names: Sequence[str] | Non
     return right
 
 
-def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredMoment) -> LowRankDelta:
+def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredSecondMoment) -> LowRankDelta:
     """ROME: one fact, met exactly (Meng et al. 2022, eq. 2; r-ROME's single averaged key throughout).
 
     Args:
@@ -307,7 +308,7 @@ def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredM
 def emmet_update(
     keys: Tensor,
     residuals: Tensor,
-    second_moment: Tensor | FactoredMoment,
+    second_moment: Tensor | FactoredSecondMoment,
     ridge: float = 0.0,
     preservation_weight: float = 1.0,
     names: Sequence[str] | None = None,
@@ -342,7 +343,7 @@ def emmet_update(
 def memit_update(
     keys: Tensor,
     residuals: Tensor,
-    second_moment: Tensor | FactoredMoment,
+    second_moment: Tensor | FactoredSecondMoment,
     preservation_weight: float = 15000.0,
     names: Sequence[str] | None = None,
 ) -> LowRankDelta:

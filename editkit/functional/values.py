@@ -84,7 +84,7 @@ def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def drift(log_probs: Tensor, reference: Tensor) -> Tensor:
+def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
     """KL(current ‖ initial) per row, in nats: how far δ moved an essence prompt such as "{} is a".
 
     The argument order is that of the published code (the paper writes the opposite).
@@ -93,16 +93,16 @@ def drift(log_probs: Tensor, reference: Tensor) -> Tensor:
         log_probs: (rows, vocabulary) current log-probabilities.
         reference: (rows, vocabulary) those at δ = 0.
 
-    >>> drift(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log())
+    >>> kl_divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log())
     tensor([0.])
     """
     return (log_probs.exp() * (log_probs - reference)).sum(-1)
 
 
-def shrinkage(delta: Tensor, start: Tensor) -> Tensor:
+def norm_penalty(delta: Tensor, start: Tensor) -> Tensor:
     """‖δ‖ / ‖v₀‖² per fact; (facts, d) and (facts, d) give (facts,). Its gradient at δ = 0 is 0.
 
-    >>> shrinkage(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]))
+    >>> norm_penalty(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]))
     tensor([1.2500])
     """
     ratio: Tensor = torch.linalg.vector_norm(delta, dim=-1) / torch.linalg.vector_norm(start, dim=-1) ** 2

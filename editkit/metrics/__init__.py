@@ -5,7 +5,7 @@ from __future__ import annotations
 from editkit.metrics.accuracy import ExactMatch, TokenAccuracy
 from editkit.metrics.base import FactMetric
 from editkit.metrics.editing import (
-    KINDS,
+    PROMPT_KINDS,
     EditingMetric,
     EfficacyMagnitude,
     EfficacyScore,
@@ -19,7 +19,7 @@ from editkit.metrics.generation import GenerationEntropy, ReferenceScore, TextPe
 from editkit.metrics.probes import InvalidShare, ProbeAccuracy, ProbeF1, ProbeMatthews
 
 __all__ = [
-    "KINDS",
+    "PROMPT_KINDS",
     "EditingMetric",
     "EfficacyMagnitude",
     "EfficacyScore",

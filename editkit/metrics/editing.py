@@ -23,7 +23,7 @@ from editkit.functional.scores import (
 )
 from editkit.metrics.base import FactMetric
 
-KINDS = ("rewrite", "paraphrase", "neighborhood")
+PROMPT_KINDS = ("rewrite", "paraphrase", "neighborhood")
 """The kinds of prompt; a kind's position is its number in :class:`HarmonicScore`."""
 
 
@@ -139,7 +139,7 @@ class HarmonicScore(EditingMetric):
             ValueError: if the shapes differ or are not (rows,), ``fact`` or ``kind`` is not integer, or a kind is
                 none of the three.
         """
-        if ((kind < 0) | (kind >= len(KINDS))).any():
+        if ((kind < 0) | (kind >= len(PROMPT_KINDS))).any():
             raise ValueError(
                 "Argument `kind` expected to hold 0 (rewrite), 1 (paraphrase) or 2 (neighborhood), "
                 f"but got {torch.unique(kind).tolist()}"
@@ -153,7 +153,7 @@ class HarmonicScore(EditingMetric):
             0-dim float32, in [0, 100]; 0 if a score is 0; NaN if a kind has no rows or a likelihood is NaN.
         """
         nll_new, nll_true, fact, kind = (self._column(column) for column in self.columns)
-        masks = [kind == number for number in range(len(KINDS))]
+        masks = [kind == number for number in range(len(PROMPT_KINDS))]
         scores = [score(nll_new[m], nll_true[m], fact[m], p) for m, p in zip(masks, self.preferred, strict=True)]
         return harmonic_mean(torch.stack(scores)).float()
 
@@ -178,7 +178,7 @@ class HarmonicScore(EditingMetric):
         """(facts, 3): ES, PS and NS of each fact, NaN where the fact has no prompt of that kind."""
         nll_new, nll_true, fact, kind = (self._column(column) for column in self.columns)
         ids = torch.unique(fact)
-        table = nll_new.new_full((len(ids), len(KINDS)), float("nan"))
+        table = nll_new.new_full((len(ids), len(PROMPT_KINDS)), float("nan"))
         for number, prefer in enumerate(self.preferred):
             mask = kind == number
             wins = score_rows(nll_new[mask], nll_true[mask], prefer)

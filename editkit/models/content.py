@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.files import digest, file_hash, remembered
-from editkit.models.family import Family
+from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint, sampled
+from editkit.utils.files import cached_by_files, digest, file_hash
 
 ORIGIN = "editkit_origin"  # attribute of a model that editkit loaded
 
@@ -52,27 +52,27 @@ def origin(model: PreTrainedModel) -> Path | None:
 
 
 @torch.no_grad()
-def sample_hashes(family: Family, layers: Sequence[int]) -> dict[int, str]:
+def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
     """Per block, a hash of up to 512 evenly spaced entries of each parameter up to it, rounded to bfloat16.
 
     The rounding makes float32 and bfloat16 loads of one checkpoint agree; float16 may not.
     """
-    stack = _stack(family)
+    stack = _stack(editable)
     parts: dict[str, str] = {}
-    for name, parameter in family.model.named_parameters():
+    for name, parameter in editable.model.named_parameters():
         entries = sampled(parameter).to(torch.bfloat16).float().cpu().numpy().tobytes()
         parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
     kept = _outside(list(parts), stack)
-    return {layer: _combined(parts, family, layer, kept) for layer in layers}
+    return {layer: _combined(parts, editable, layer, kept) for layer in layers}
 
 
-def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | None]:
+def content_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str | None]:
     """Per block, a hash of every stored bit up to it in the model's checkpoint; None for a model that has none.
 
     Every byte is read once: the hashes are kept in the user's cache by the files' sizes and times. Checkpoints that
     are not safetensors are hashed as whole files.
     """
-    folder = origin(family.model)
+    folder = origin(editable.model)
     if folder is None:
         return dict.fromkeys(layers)
     index = folder / "model.safetensors.index.json"
@@ -86,12 +86,12 @@ def content_hashes(family: Family, layers: Sequence[int]) -> dict[int, str | Non
         return dict.fromkeys(layers, digest([file_hash(f) for f in others]) if others else None)
     parts: dict[str, str] = {}
     for file in files:
-        parts |= remembered([file], "tensors", partial(tensor_digests, file))
-    stack = _stack(family)
-    before = _outside([name for name, _ in family.model.named_parameters()], stack)
+        parts |= cached_by_files([file], "tensors", partial(tensor_digests, file))
+    stack = _stack(editable)
+    before = _outside([name for name, _ in editable.model.named_parameters()], stack)
     loose = [name for name in parts if not re.search(_block(stack), name)]
     kept = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
-    return {layer: _combined(parts, family, layer, kept) for layer in layers}
+    return {layer: _combined(parts, editable, layer, kept) for layer in layers}
 
 
 def tensor_digests(file: Path) -> dict[str, str]:
@@ -120,8 +120,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest({k: v for k, v in definition.items() if k not in ("truncation", "padding")})
 
 
-def _stack(family: Family) -> str:
-    return next(name for name, module in family.model.named_modules() if module is family.blocks)
+def _stack(editable: EditableModel) -> str:
+    return next(name for name, module in editable.model.named_modules() if module is editable.blocks)
 
 
 def _block(stack: str) -> str:
@@ -136,10 +136,10 @@ def _outside(names: Sequence[str], stack: str) -> set[str]:
     return set(names[:first]) or set(loose)
 
 
-def _combined(parts: dict[str, str], family: Family, layer: int, kept: set[str]) -> str:
-    pattern = _block(_stack(family))
-    projection = family.projection(layer)
-    own = next(name for name, module in family.blocks[layer].named_modules() if module is projection)
+def _combined(parts: dict[str, str], editable: EditableModel, layer: int, kept: set[str]) -> str:
+    pattern = _block(_stack(editable))
+    projection = editable.projection(layer)
+    own = next(name for name, module in editable.blocks[layer].named_modules() if module is projection)
 
     def belongs(name: str) -> bool:
         found = re.search(pattern, name)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import gelu
 from transformers.activations import NewGELUActivation
 
-from editkit.models.family import forward_replaced
+from editkit.models.editable import forward_replaced
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.nn.functional import pad as pad_tensor
 from transformers import DynamicCache
 from typing_extensions import override
 
-from editkit.models.family import Family, StopForward, watching
+from editkit.models.editable import EditableModel, StopForward, watching
 from editkit.models.fused import fused_activations
 from editkit.models.spans import pad, positions
 
@@ -24,7 +24,7 @@ Tokens = tuple[int, ...]
 
 
 @dataclass
-class KeysValues:
+class PrefixKVCache:
     """What attention kept of some rows' prefixes, padded on the left.
 
     Attributes:
@@ -35,7 +35,7 @@ class KeysValues:
     layers: list[tuple[Tensor, Tensor] | None]
     mask: Tensor
 
-    def select(self, rows: Tensor, first: int = 0) -> KeysValues:
+    def select(self, rows: Tensor, first: int = 0) -> PrefixKVCache:
         """Some rows, in that order; blocks below ``first`` are dropped, and padding that none of the rows needs."""
         mask = self.mask[rows]
         padding = int((mask.sum(0) == 0).sum())
@@ -47,13 +47,13 @@ class KeysValues:
             None if pair is None or i < first else (taken(pair[0]), taken(pair[1]))
             for i, pair in enumerate(self.layers)
         ]
-        return KeysValues(kept, mask[:, padding:])
+        return PrefixKVCache(kept, mask[:, padding:])
 
 
 class GrowingCache(DynamicCache):
-    """Continues ``KeysValues``; ends the forward pass once the last block's keys and values are known."""
+    """Continues ``PrefixKVCache``; ends the forward pass once the last block's keys and values are known."""
 
-    def __init__(self, depth: int, start: KeysValues | None) -> None:
+    def __init__(self, depth: int, start: PrefixKVCache | None) -> None:
         super().__init__()
         self.depth = depth
         for i, pair in enumerate(start.layers if start else []):
@@ -85,44 +85,44 @@ def shared_starts(prefixes: Sequence[Tokens]) -> list[int]:
     return [max(range(len(p) + 1), key=lambda n: (saved(p, n) if n else 0, -n)) for p in prefixes]
 
 
-def run_prefixes(family: Family, prefixes: Sequence[Tokens]) -> tuple[KeysValues, dict[Tokens, int]]:
+def run_prefixes(editable: EditableModel, prefixes: Sequence[Tokens]) -> tuple[PrefixKVCache, dict[Tokens, int]]:
     """Keys and values of all blocks on distinct ``prefixes`` (none empty), and the row of each; starts run once."""
     starts = shared_starts(prefixes)
     distinct = list(dict.fromkeys(p[:n] for p, n in zip(prefixes, starts, strict=True) if n))
     place = {start: i for i, start in enumerate(distinct)}
-    shared = _grow(family, *pad(distinct, family.device, left=True), None) if distinct else None
+    shared = _grow(editable, *pad(distinct, editable.device, left=True), None) if distinct else None
 
     # what remains is run with what has exactly as many tokens left: padding between a start and its continuation
     # would shift the distances that sliding windows and ALiBi go by
     parts: dict[tuple[bool, int], list[tuple[Tokens, int]]] = {}
     for prefix, n in zip(prefixes, starts, strict=True):
         parts.setdefault((n > 0, len(prefix) - n if n else 0), []).append((prefix, n))
-    found: list[KeysValues] = []
+    found: list[PrefixKVCache] = []
     for (continues, left), members in parts.items():
         if not continues or shared is None:
-            found.append(_grow(family, *pad([p for p, _ in members], family.device, left=True), None))
+            found.append(_grow(editable, *pad([p for p, _ in members], editable.device, left=True), None))
             continue
-        start = shared.select(torch.tensor([place[p[:n]] for p, n in members], device=family.device))
+        start = shared.select(torch.tensor([place[p[:n]] for p, n in members], device=editable.device))
         if left:
-            rest = torch.tensor([p[n:] for p, n in members], device=family.device)
-            start = _grow(family, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
+            rest = torch.tensor([p[n:] for p, n in members], device=editable.device)
+            start = _grow(editable, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
         found.append(start)
     rows = [prefix for members in parts.values() for prefix, _ in members]
     return _joined(found), {prefix: i for i, prefix in enumerate(rows)}
 
 
-def _grow(family: Family, ids: Tensor, mask: Tensor, start: KeysValues | None) -> KeysValues:
-    cache = GrowingCache(family.depth, start)
-    with torch.no_grad(), fused_activations(family.model), watching():
-        family.model(
+def _grow(editable: EditableModel, ids: Tensor, mask: Tensor, start: PrefixKVCache | None) -> PrefixKVCache:
+    cache = GrowingCache(editable.depth, start)
+    with torch.no_grad(), fused_activations(editable.model), watching():
+        editable.model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
     layers: list[Any] = cache.layers
-    return KeysValues([(layer.keys, layer.values) for layer in layers], mask)
+    return PrefixKVCache([(layer.keys, layer.values) for layer in layers], mask)
 
 
-def _joined(parts: list[KeysValues]) -> KeysValues:
+def _joined(parts: list[PrefixKVCache]) -> PrefixKVCache:
     """One under the other, padded on the left to the longest."""
     width = max(part.mask.shape[1] for part in parts)
     missing = [width - part.mask.shape[1] for part in parts]
@@ -135,6 +135,6 @@ def _joined(parts: list[KeysValues]) -> KeysValues:
                 torch.cat([pad_tensor(v, (0, 0, n, 0)) for v, n in zip(values, missing, strict=True)]),
             )
         )
-    return KeysValues(
+    return PrefixKVCache(
         layers, torch.cat([pad_tensor(part.mask, (n, 0)) for part, n in zip(parts, missing, strict=True)])
     )

@@ -3,7 +3,7 @@
 Attention is causal and an edit at block L is felt first at the lookup token. So the tokens before it are run once and
 leave keys and values behind; the tail, from the lookup token on, is run once to see what the model itself hands each
 block (masks, positions, rotary tables, caches); and after that each gradient step calls only the blocks above L on the
-tail, with those same arguments. Number for number this is the full forward, for every family, and no family is named.
+tail, with those same arguments. Number for number this is the full forward, for every editable, and no family is named.
 
 Three things keep the matrices full of real tokens: text that many rows begin with (a context template's prefix) is run
 once for all of them, rows are replayed with those of the very same tail length, so that tails are never padded, and
@@ -22,16 +22,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 from typing_extensions import override
 
-from editkit.models.family import Family, StopForward, forward_replaced, hidden_of, watching
+from editkit.models.editable import EditableModel, StopForward, forward_replaced, hidden_of, watching
 from editkit.models.fused import fused_activations
-from editkit.models.prefixes import KeysValues, run_prefixes
+from editkit.models.prefixes import PrefixKVCache, run_prefixes
 from editkit.models.spans import positions
 
 
 class FrozenCache(DynamicCache):
     """A prefix's keys and values, to be attended to but never grown: ``update`` concatenates and stores nothing."""
 
-    def __init__(self, prefix: KeysValues) -> None:
+    def __init__(self, prefix: PrefixKVCache) -> None:
         super().__init__()
         self.prefix = prefix
 
@@ -59,7 +59,7 @@ class Replay:
     """Rows of text stopped at block ``layer``, ready to be continued from any change of the lookup token there.
 
     Args:
-        family: the model.
+        editable: the model.
         rows: token ids per row.
         lookup: per row, the index of its lookup token; what precedes it is the prefix, the rest the tail.
         layer: L, the block where the change is made.
@@ -74,17 +74,17 @@ class Replay:
 
     def __init__(
         self,
-        family: Family,
+        editable: EditableModel,
         rows: Sequence[Sequence[int]],
         lookup: Sequence[int],
         layer: int,
         key_layer: int,
         at_projection: bool = False,
     ) -> None:
-        self.family = family
+        self.editable = editable
         prefixes = [tuple(row[:at]) for row, at in zip(rows, lookup, strict=True)]
         distinct = list(dict.fromkeys(p for p in prefixes if p))
-        cached, place = run_prefixes(family, distinct) if distinct else (None, {})
+        cached, place = run_prefixes(editable, distinct) if distinct else (None, {})
         buckets: dict[tuple[bool, int], list[int]] = {}
         for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
             buckets.setdefault((bool(prefix), len(row) - len(prefix)), []).append(i)
@@ -92,17 +92,17 @@ class Replay:
         self._buckets: list[_Bucket] = []
         starts, keys = [], []
         for (has_prefix, _), members in buckets.items():
-            tail = torch.tensor([list(rows[i][lookup[i] :]) for i in members], device=family.device)
+            tail = torch.tensor([list(rows[i][lookup[i] :]) for i in members], device=editable.device)
             prefix_of = None
             if has_prefix and cached is not None:
-                index = torch.tensor([place[prefixes[i]] for i in members], device=family.device)
+                index = torch.tensor([place[prefixes[i]] for i in members], device=editable.device)
                 prefix_of = cached.select(index)
-            bucket = _Bucket(family, tail, prefix_of, layer, at_projection)
+            bucket = _Bucket(editable, tail, prefix_of, layer, at_projection)
             start, key = bucket.run(key_layer)
             self._buckets.append(bucket)
             starts.append(start)
             keys.append(key)
-        order = torch.tensor([i for members in buckets.values() for i in members], device=family.device)
+        order = torch.tensor([i for members in buckets.values() for i in members], device=editable.device)
         self._place(order)
         back = order.argsort()
         self.start, self.keys = torch.cat(starts)[back].float(), torch.cat(keys)[back].float()
@@ -116,7 +116,7 @@ class Replay:
     def select(self, rows: Tensor) -> Replay:
         """The replay of some of the rows, in that order: exact, and no block is run for it."""
         chosen = Replay.__new__(Replay)
-        chosen.family = self.family
+        chosen.editable = self.editable
         chosen.start, chosen.keys = self.start[rows], self.keys[rows]
         chosen._buckets = []
         order = []
@@ -139,7 +139,7 @@ class Replay:
             position: (T,) long, its index in the row's tail (0 is the lookup token).
 
         Returns:
-            (T, hidden) in the model's dtype; ``Family.head`` makes logits of it.
+            (T, hidden) in the model's dtype; ``EditableModel.head`` makes logits of it.
         """
         states = [
             bucket.replay(offset[rows]).flatten(0, 1) for bucket, rows in zip(self._buckets, self._rows, strict=True)
@@ -151,7 +151,7 @@ class _Bucket:
     """Rows whose tails have the same number of tokens.
 
     Args:
-        family: the model.
+        editable: the model.
         tail: (rows, tail length) token ids.
         prefix: their prefixes, or None where there are none.
         layer: L.
@@ -159,18 +159,18 @@ class _Bucket:
     """
 
     def __init__(
-        self, family: Family, tail: Tensor, prefix: KeysValues | None, layer: int, at_projection: bool
+        self, editable: EditableModel, tail: Tensor, prefix: PrefixKVCache | None, layer: int, at_projection: bool
     ) -> None:
-        self.family, self.tail, self.prefix = family, tail, prefix
+        self.editable, self.tail, self.prefix = editable, tail, prefix
         self.layer, self.at_projection = layer, at_projection
         self.first = layer if at_projection else layer + 1  # the first block that is replayed
-        self.in_tuple = family.returns_tuple  # found by a forward pass of its own, so before there are hooks
+        self.in_tuple = editable.returns_tuple  # found by a forward pass of its own, so before there are hooks
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.states: Tensor  # (rows, tail length, hidden), input of the first replayed block
 
     def run(self, key_layer: int) -> tuple[Tensor, Tensor]:
         """Run the tail up to block L; returns what stands at the lookup token where the change goes, and the keys."""
-        projection = self.family.projection(self.layer)
+        projection = self.editable.projection(self.layer)
         kept: dict[str, Tensor] = {}
 
         def at_lookup(flat: Tensor) -> Tensor:
@@ -183,10 +183,10 @@ class _Bucket:
             kept["start"] = at_lookup(hidden_of(output))
 
         self._capture(
-            bypass=range(self.layer + 1, self.family.depth),
+            bypass=range(self.layer + 1, self.editable.depth),
             hooks=[
-                self.family.projection(key_layer).register_forward_pre_hook(keep_key),
-                (projection if self.at_projection else self.family.blocks[self.layer]).register_forward_hook(
+                self.editable.projection(key_layer).register_forward_pre_hook(keep_key),
+                (projection if self.at_projection else self.editable.blocks[self.layer]).register_forward_hook(
                     keep_output
                 ),
             ],
@@ -198,8 +198,8 @@ class _Bucket:
     def select(self, rows: Tensor) -> _Bucket:
         """Some rows. What the model hands each block does not depend on hidden states: only that is asked for anew."""
         prefix = self.prefix.select(rows, self.first) if self.prefix else None
-        chosen = _Bucket(self.family, self.tail[rows], prefix, self.layer, self.at_projection)
-        chosen._capture(bypass=range(self.family.depth), hooks=[])
+        chosen = _Bucket(self.editable, self.tail[rows], prefix, self.layer, self.at_projection)
+        chosen._capture(bypass=range(self.editable.depth), hooks=[])
         chosen.states = self.states[rows]
         return chosen
 
@@ -213,7 +213,7 @@ class _Bucket:
                 if index == self.first:
                     self.states = hidden.detach()
                 self.calls.append((args[1:], kwargs))
-                if index == self.family.depth - 1 and index in bypass:
+                if index == self.editable.depth - 1 and index in bypass:
                     raise StopForward
 
             return hook
@@ -222,19 +222,19 @@ class _Bucket:
             hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden, None) if self.in_tuple else hidden
 
-        blocks = list(self.family.blocks)
+        blocks = list(self.editable.blocks)
         mask, cache = torch.ones_like(self.tail), None
         if self.prefix is not None:
             mask, cache = torch.cat([self.prefix.mask, mask], 1), FrozenCache(self.prefix)
-        with torch.no_grad(), fused_activations(self.family.model), ExitStack() as stack:
+        with torch.no_grad(), fused_activations(self.editable.model), ExitStack() as stack:
             for index in bypass:
                 stack.enter_context(forward_replaced(blocks[index], passed))
             watched = [
                 blocks[index].register_forward_pre_hook(keep_call(index), with_kwargs=True)
-                for index in range(self.first, self.family.depth)
+                for index in range(self.first, self.editable.depth)
             ]
             stack.enter_context(watching(*hooks, *watched))
-            self.family.model(
+            self.editable.model(
                 input_ids=self.tail, attention_mask=mask, position_ids=positions(mask)[:, -self.tail.shape[1] :],
                 past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
             )  # fmt: skip
@@ -245,12 +245,12 @@ class _Bucket:
         hooks = []
         if self.at_projection:
             hooks.append(
-                self.family.projection(self.layer).register_forward_hook(lambda m, i, out: self._moved(out, offset))
+                self.editable.projection(self.layer).register_forward_hook(lambda m, i, out: self._moved(out, offset))
             )
         else:
             hidden = self._moved(hidden, offset)
-        with fused_activations(self.family.model), watching(*hooks), _attention_kernel(hidden):
-            for block, (args, kwargs) in zip(self.family.blocks[self.first :], self.calls, strict=True):
+        with fused_activations(self.editable.model), watching(*hooks), _attention_kernel(hidden):
+            for block, (args, kwargs) in zip(self.editable.blocks[self.first :], self.calls, strict=True):
                 hidden = hidden_of(block(hidden, *args, **kwargs))
         return hidden
 

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from editkit.data.facts import Fact
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
+
+
+class SubjectPrompt(Protocol):
+    """What has a prompt about a subject, such as ``editkit.Fact``."""
+
+    @property
+    def subject(self) -> str:
+        """What it is about."""
+
+    @property
+    def prompt(self) -> str:
+        """Text with one "{}" where the subject goes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,10 @@ def encode(
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], templates: Sequence[str], target: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[SubjectPrompt],
+    templates: Sequence[str],
+    target: str | None = None,
 ) -> list[Span]:
     """Every fact in every context template (fact-major), with the target appended where one is asked for.
 

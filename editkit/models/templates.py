@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from editkit.models.family import Family
+from editkit.models.editable import EditableModel
 from editkit.models.spans import encode, pad, positions
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -13,16 +13,16 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 @torch.no_grad()
 def generate_templates(
-    family: Family, tokenizer: PreTrainedTokenizerBase, tokens: int = 10, seed: int = 0, top_k: int = 5
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, tokens: int = 10, seed: int = 0, top_k: int = 5
 ) -> list[str]:
     """Five prefixes "… {}", one per opening word, ``tokens`` tokens sampled each (top-k, a generator of its own).
 
     Braces in what the model says are dropped, since "{}" marks the prompt's place.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids, mask = pad([s.ids for s in encode(tokenizer, list(OPENINGS))], family.device, left=True)
+    ids, mask = pad([s.ids for s in encode(tokenizer, list(OPENINGS))], editable.device, left=True)
     for _ in range(tokens):
-        logits = family.model(
+        logits = editable.model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1
         ).logits[:, -1]
         if tokenizer.eos_token_id is not None:

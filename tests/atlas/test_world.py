@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editkit.atlas.builtin import BuiltIn
 from editkit.atlas.corpus import documents, held_out_probes
-from editkit.atlas.measure import greedy_accuracy
-from editkit.atlas.probes import TASKS, render
+from editkit.atlas.probes import TAUGHT_TASKS, render
 from editkit.atlas.world import MIN_SHARED, load_world
-from editkit.models.family import Family
-from editkit.models.load import ATLAS
-from editkit.models.score import target_nll
+from editkit.data.facts import as_facts
+from editkit.models.editable import EditableModel
+from editkit.models.scoring import target_nll
+from editkit.programs.measure_atlas import greedy_accuracy
 
 WORLD = load_world()
 TRUE = {(s.relation, s.subject): s.object for s in WORLD.statements}
@@ -31,7 +32,7 @@ def test_a_thousand_facts_of_many_relations() -> None:
 
 @pytest.mark.parametrize("split", ["tune", "report"])
 def test_records_are_counterfact_shaped(split: str) -> None:
-    records = WORLD.records(split)
+    records = as_facts(WORLD.records(split))
     assert len({r.fact_id for r in records}) == len(records)
     for record in records:
         assert TRUE[record.relation, record.subject] == record.target_true != record.target_new  # type: ignore[index]
@@ -44,8 +45,8 @@ def test_records_are_counterfact_shaped(split: str) -> None:
 
 
 def test_neighbors_share_the_object_and_are_never_edited() -> None:
-    edited = {r.subject for split in ("tune", "report") for r in WORLD.records(split)}
-    for record in WORLD.records("report"):
+    edited = {r.subject for split in ("tune", "report") for r in as_facts(WORLD.records(split))}
+    for record in as_facts(WORLD.records("report")):
         before, after = record.prompt.split("{}")
         for prompt in record.neighborhood_prompts:
             neighbor = prompt.removeprefix(before).removesuffix(after)
@@ -54,7 +55,7 @@ def test_neighbors_share_the_object_and_are_never_edited() -> None:
 
 
 def test_splits_do_not_overlap() -> None:
-    tune, report = ({r.subject for r in WORLD.records(split)} for split in ("tune", "report"))
+    tune, report = ({r.subject for r in as_facts(WORLD.records(split))} for split in ("tune", "report"))
     assert not tune & report
     assert len(report) >= 200
 
@@ -75,33 +76,33 @@ def test_held_out_phrasings_never_occur_in_training() -> None:
 
 def test_probes_are_balanced_and_held_out() -> None:
     seen = set(islice(documents(random.Random(1)), 5000))
-    for task in TASKS:
+    for task in TAUGHT_TASKS:
         examples = held_out_probes(task)
         assert 0.35 < sum(e["label"] for e in examples) / len(examples) < 0.65
         assert not any(render(task, e) in text for e in examples[:20] for text in seen)
 
 
 def test_the_model_knows_its_facts(atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
-    family, tokenizer = Family(atlas[0]), atlas[1]
+    editable, tokenizer = EditableModel(atlas[0]), atlas[1]
     rng = random.Random(0)
     for held_out in (False, True):
         asked = [(s, i) for s in WORLD.statements for i in range(12) if (i in s.held_out) == held_out]
         asked = rng.sample(asked, 300)
         prompts = [WORLD.phrasings[s.relation][i].replace("{}", s.subject) for s, i in asked]
-        assert greedy_accuracy(family, tokenizer, prompts, [s.object for s, _ in asked]) >= 98
+        assert greedy_accuracy(editable, tokenizer, prompts, [s.object for s, _ in asked]) >= 98
 
 
 def test_the_model_answers_probes_above_chance(atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
-    family, tokenizer = Family(atlas[0]), atlas[1]
-    for task, setting in TASKS.items():
+    editable, tokenizer = EditableModel(atlas[0]), atlas[1]
+    for task, setting in TAUGHT_TASKS.items():
         examples = held_out_probes(task)
         prompts = [render(task, e) for e in examples]
-        first, second = (target_nll(family, tokenizer, prompts, [word] * len(prompts)) for word in setting.labels)
+        first, second = (target_nll(editable, tokenizer, prompts, [word] * len(prompts)) for word in setting.labels)
         right = [(b < a) == bool(e["label"]) for a, b, e in zip(first.tolist(), second.tolist(), examples, strict=True)]
         two_errors = len(right) ** -0.5  # of a coin's share
         assert sum(right) / len(right) > 0.5 + two_errors, task
 
 
 def test_the_weights_stay_small() -> None:
-    assert (ATLAS / "model.safetensors").stat().st_size <= 24e6
-    assert Path(ATLAS / "README.md").is_file()
+    assert (BuiltIn.model / "model.safetensors").stat().st_size <= 24e6
+    assert Path(BuiltIn.model / "README.md").is_file()

@@ -20,14 +20,15 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from editkit import EMMET, MEMIT, ROME, Editor, Fact, MomentSource, ValueSearch, WeightUpdate, load_language_model
+from editkit import EMMET, MEMIT, ROME, Editor, Fact, SecondMomentSource, ValueSearch, WeightUpdate, load_language_model
 from editkit.atlas.world import load_world
-from editkit.covariance import factored_moments
+from editkit.covariance import factored_second_moments
+from editkit.data.facts import as_facts
 from editkit.data.module import group_by_key
 from editkit.data.rows import evaluation_rows
-from editkit.editors.base import Found
+from editkit.editors.closed_form.editor import ValueVectors
 from editkit.edits import WeightSnapshot
-from editkit.evaluation.measure import Subject
+from editkit.evaluation.evaluator import Evaluator
 from editkit.evaluation.scores import FactScores
 
 BATCHES = {1: 64, 4: 25, 16: 10, 64: 5, 256: 4}
@@ -45,18 +46,18 @@ KEYS = ("ES", "PS", "NS", "S")
 def score(editor: Editor, facts: Sequence[Fact], first: int, scores: FactScores) -> None:
     """Add a batch's rows to ``scores``."""
     rows = evaluation_rows(facts, range(first, first + len(facts)))
-    scores.update(Subject(editor.family, editor.tokenizer, editor.protocol, original={}).edits(rows))
+    scores.update(Evaluator(editor.editable, editor.tokenizer, editor.protocol, original={}).edits(rows))
 
 
 def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, dict[str, float]], int, float]:
     """Scores of each method, number of facts, and seconds of one batch's update by MEMIT."""
-    facts = load_world().records(split)
+    facts = as_facts(load_world().records(split))
     random.Random(0).shuffle(facts)
     size = size or len(facts)
     batches = [facts[i : i + size] for i in range(0, len(facts), size)][: BATCHES.get(size, 1)]
     model, tokenizer = load_language_model("atlas")
     editors = {
-        name: kind(layers=layers, values=ValueSearch(**SEARCH), moments=MomentSource(), **options)
+        name: kind(layers=layers, values=ValueSearch(**SEARCH), second_moment=SecondMomentSource(), **options)
         for name, (kind, options) in METHODS.items()
         if kind is not ROME or size == 1
     }
@@ -64,18 +65,18 @@ def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, 
         editor.attach(model, tokenizer)
         editor.configure_model()
     lead = editors["MEMIT, λ = 30"]
-    moments = factored_moments(lead.family, tokenizer, layers, lead.moments, progress=False)
-    before = WeightSnapshot(lead.family, layers)
+    moments = factored_second_moments(lead.editable, tokenizer, layers, lead.moments, progress=False)
+    before = WeightSnapshot(lead.editable, layers)
     scores = {name: FactScores() for name in editors}
     seconds = 0.0
     for index, batch in enumerate(track(batches, f"batches of {size}", transient=True)):
-        lead.found = Found()
+        lead.found = ValueVectors()
         groups = group_by_key(batch)
         for start in range(0, len(groups), 256):
             lead.find_values(groups[start : start + 256])
         for name, editor in editors.items():
             update = WeightUpdate()
-            update.moments, editor.found = moments, lead.found
+            update.second_moments, editor.found = moments, lead.found
             began = time.perf_counter()
             update.update(editor)
             seconds += (time.perf_counter() - began) * (editor is lead) / len(batches)

@@ -28,9 +28,9 @@ from common import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from editkit.models.family import Family
-from editkit.models.generate import generate
-from editkit.models.score import score_targets
+from editkit.models.editable import EditableModel
+from editkit.models.generation import generate
+from editkit.models.scoring import score_targets
 
 LENGTH = 100
 
@@ -53,27 +53,29 @@ def records_of(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def scores(family: Family, tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]]) -> list[list[float]]:
+def scores(
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]]
+) -> list[list[float]]:
     """Mean token NLLs, per record prompt by prompt, both targets of each: the plain loop's order."""
     pairs = [(p, t) for r in records for p in r["prompts"] for t in (r["target_new"], r["target_true"])]
-    found = score_targets(family, tokenizer, [p for p, _ in pairs], [t for _, t in pairs])
+    found = score_targets(editable, tokenizer, [p for p, _ in pairs], [t for _, t in pairs])
     return [part.tolist() for part in found.nll.split([2 * len(r["prompts"]) for r in records])]
 
 
 def generations(
-    family: Family, tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], top_k: int = 5
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], top_k: int = 5
 ) -> list[tuple[int, ...]]:
     prompts = [p for r in records for p in r["generation_prompts"]]
     lengths = [LENGTH - len(tokenizer(p)["input_ids"]) for p in prompts]
-    return generate(family, tokenizer, prompts, lengths, top_k)
+    return generate(editable, tokenizer, prompts, lengths, top_k)
 
 
-def weight_bandwidth(family: Family) -> float:
+def weight_bandwidth(editable: EditableModel) -> float:
     """Bytes a second at which one row goes through the blocks and the head: what reading all weights takes."""
-    ids, times = torch.zeros(1, 1, dtype=torch.long, device=family.device), []
+    ids, times = torch.zeros(1, 1, dtype=torch.long, device=editable.device), []
     with torch.no_grad():
-        times = [seconds(lambda: family.model(input_ids=ids, use_cache=False)) for _ in range(10)]
-    return sum(p.numel() * p.element_size() for p in family.model.parameters()) / min(times)
+        times = [seconds(lambda: editable.model(input_ids=ids, use_cache=False)) for _ in range(10)]
+    return sum(p.numel() * p.element_size() for p in editable.model.parameters()) / min(times)
 
 
 def main() -> None:
@@ -90,15 +92,15 @@ def main() -> None:
     plain, dtype = load_plain(), getattr(torch, args.dtype)
     model, tokenizer = gpt2_small(dtype)
     plain_model = gpt2_small()[0]
-    family, records = Family(model), records_of(max(args.records, args.generated))
+    editable, records = EditableModel(model), records_of(max(args.records, args.generated))
     scored, generated = records[: args.records], records[: args.generated]
     few, fewer = records[: args.plain_records], records[: args.plain_generated]
 
     counts, results = {}, {}
     for name, job in {
-        "scores": lambda: scores(family, tokenizer, scored),
+        "scores": lambda: scores(editable, tokenizer, scored),
         "scores, plain": lambda: plain.scores(plain_model, tokenizer, few),
-        "generations": lambda: generations(family, tokenizer, generated),
+        "generations": lambda: generations(editable, tokenizer, generated),
     }.items():
         with FlopCount() as flop:
             results[name] = job()
@@ -107,7 +109,7 @@ def main() -> None:
 
     prompts = [p for r in generated for p in r["generation_prompts"]][:10]
     prompts = prompts[: args.compared]
-    greedy = generations(family, tokenizer, generated[:1], top_k=1)[: args.compared]
+    greedy = generations(editable, tokenizer, generated[:1], top_k=1)[: args.compared]
     same = 0
     for prompt, made in zip(prompts, greedy, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
@@ -116,18 +118,18 @@ def main() -> None:
 
     times = side_by_side(
         {
-            "scores": lambda: scores(family, tokenizer, scored),
+            "scores": lambda: scores(editable, tokenizer, scored),
             "scores, plain": lambda: plain.scores(plain_model, tokenizer, few),
-            "generations": lambda: generations(family, tokenizer, generated),
+            "generations": lambda: generations(editable, tokenizer, generated),
             "generations, plain": lambda: plain.generations(plain_model, tokenizer, fewer),
         },
         args.repeats,
     )
     per = {"scores": scored, "scores, plain": few, "generations": generated, "generations, plain": fewer}
     a_record = {name: median(values) / len(per[name]) for name, values in times.items()}
-    peak, bandwidth = matmul_peak(dtype), weight_bandwidth(family)
+    peak, bandwidth = matmul_peak(dtype), weight_bandwidth(editable)
     with peak_memory() as memory:
-        generations(family, tokenizer, generated)
+        generations(editable, tokenizer, generated)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     write_json(
         args.json,

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from editkit.atlas.measure import SCORES, Bench
 from editkit.atlas.world import load_world
-from editkit.covariance import MomentSource, factored_moments
+from editkit.covariance import SecondMomentSource, factored_second_moments
+from editkit.data.facts import as_facts
 from editkit.editors import ValueSearch
-from editkit.functional import FactoredMoment
+from editkit.functional import FactoredSecondMoment
+from editkit.programs.measure_atlas import SCORES, Bench
 
 
 def main() -> None:
@@ -28,12 +29,12 @@ def main() -> None:
     parser.add_argument("--json", default=None, help="write the rows here too")
     args = parser.parse_args()
     values = ValueSearch(num_steps=30, clamp=5.0, decay=0.0, loss_threshold=0.005)
-    bench = Bench(0, load_world().records("report")[: args.facts], values)
+    bench = Bench(0, as_facts(load_world().records("report")[: args.facts]), values)
     batch = [torch.arange(args.facts)]
 
-    def moments(multiple: int, seed: int) -> FactoredMoment:
-        source = MomentSource(num_tokens=multiple * len(bench.keys), seed=seed)
-        return factored_moments(bench.family, bench.editor.tokenizer, [0], source, progress=False)[0]
+    def moments(multiple: int, seed: int) -> FactoredSecondMoment:
+        source = SecondMomentSource(num_tokens=multiple * len(bench.keys), seed=seed)
+        return factored_second_moments(bench.editable, bench.editor.tokenizer, [0], source, progress=False)[0]
 
     last = moments(args.multiples[-1], 0).factor
     reference = last @ last.T

@@ -30,21 +30,21 @@ from common import (
     write_json,
 )
 
-from editkit.covariance import MomentSource, second_moments
+from editkit.covariance import SecondMomentSource, second_moments
 from editkit.covariance.accumulate import SecondMoments
 from editkit.data.windows import Round
-from editkit.functional import MomentSum
-from editkit.functional.moments import BLOCK
-from editkit.models.family import Family
+from editkit.functional import SecondMomentSum
+from editkit.functional.second_moment import BLOCK
+from editkit.models.editable import EditableModel
 
 LAYERS = [4, 5, 6, 7, 8]
 
 
-def flops_per_token(family: Family, length: int) -> tuple[float, float]:
+def flops_per_token(editable: EditableModel, length: int) -> tuple[float, float]:
     """Of the forward to the last projection's input, and of the outer products that are computed."""
-    module = SecondMoments(family, LAYERS)
-    d_in = family.model.config.n_embd * 4
-    module.sums = {layer: MomentSum.zeros(d_in) for layer in LAYERS}
+    module = SecondMoments(editable, LAYERS)
+    d_in = editable.model.config.n_embd * 4
+    module.sums = {layer: SecondMomentSum.zeros(d_in) for layer in LAYERS}
     module._rows = {layer: [] for layer in LAYERS}
     ids = torch.zeros(2, length, dtype=torch.long)
     with FlopCount() as forward:
@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     plain = load_plain()
     model, tokenizer = gpt2_small()
-    family = Family(model)
+    editable = EditableModel(model)
     text = shared() / "data" / "wikitext-2" / "test.txt"
     ids = tokenizer(text.read_text(encoding="utf-8")[: 8 * args.plain_tokens])["input_ids"][: args.plain_tokens]
     windows = torch.tensor(ids).view(-1, args.length)
@@ -81,17 +81,17 @@ def main() -> None:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            source = MomentSource(
+            source = SecondMomentSource(
                 path=folder, text=str(text), num_tokens=args.tokens, max_length=args.length, packing=True
             )
-            second_moments(family, tokenizer, LAYERS, source, progress=False)
+            second_moments(editable, tokenizer, LAYERS, source, progress=False)
 
     peak = max(matmul_peak(torch.float32), matmul_peak(torch.float32, 4096))
     seconds(ours) if args.tokens <= 4096 else None
     times = side_by_side({"plain": lambda: plain.second_moments(model, windows, LAYERS), "ours": ours}, args.repeats)
     with peak_memory() as memory:
         ours()
-    forward, products = flops_per_token(family, args.length)
+    forward, products = flops_per_token(editable, args.length)
     blocks = -(-3072 // BLOCK)
     whole = products / ((blocks + 1) / (2 * blocks))
     rates = {

@@ -3,7 +3,7 @@
 10,000 facts at d_in = 6,400 and d_out = 1,600 (GPT2-XL's shape) in float64, C and keys drawn at random. Timed in turn:
 
 - ours: ``memit_update`` from C itself, its Cholesky factorisation included;
-- factored: the same from a ``FactoredMoment``, as in a run, where C is factored once;
+- factored: the same from a ``FactoredSecondMoment``, as in a run, where C is factored once;
 - inverse: the update as printed (Gupta et al. 2024, eq. 10, with αI added to D), by inverses of C and D;
 - path: ``ridge_path`` and the updates of ten ridges, as factors; and, as one that has to be written into a weight
   is dense, the same with each multiplied out;

@@ -32,13 +32,13 @@ from torch import Tensor
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.callbacks import WeightUpdate
-from editkit.covariance import MomentSource, second_moments
+from editkit.covariance import SecondMomentSource, second_moments
 from editkit.data.facts import Fact
 from editkit.editors import EMMET, ValueSearch
-from editkit.editors.base import Found
-from editkit.editors.search import group_rows, search_bytes
+from editkit.editors.closed_form.editor import ValueVectors
+from editkit.editors.closed_form.search import group_rows, search_bytes
 from editkit.functional import factor_second_moment
-from editkit.models.generate import continue_greedily
+from editkit.models.generation import continue_greedily
 
 
 def templates() -> list[list[str]]:
@@ -59,7 +59,7 @@ def editor_on(
 
 def search(editor: EMMET, facts: list[Fact]) -> Tensor:
     """v*, (facts, hidden)."""
-    editor.found = Found()
+    editor.found = ValueVectors()
     for start in range(0, len(facts), 256):
         editor.find_values([[fact] for fact in facts[start : start + 256]])
     return torch.cat(editor.found.values, 1).T
@@ -68,10 +68,10 @@ def search(editor: EMMET, facts: list[Fact]) -> Tensor:
 def greedy_after_edit(editor: EMMET, facts: list[Fact], values: Tensor, moment: Tensor) -> list[str]:
     """The edited model's next token on each prompt; ``values`` (facts, hidden) are written by one exact solve."""
     update = WeightUpdate()
-    update.moments = {editor.edited_layers[-1]: factor_second_moment(moment)}
+    update.second_moments = {editor.edited_layers[-1]: factor_second_moment(moment)}
     editor.found.values = [values.T.float()]
     update.update(editor)
-    return continue_greedily(editor.family, editor.tokenizer, [f.text() for f in facts], new_tokens=1)
+    return continue_greedily(editor.editable, editor.tokenizer, [f.text() for f in facts], new_tokens=1)
 
 
 def model_of(shape: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -136,7 +136,7 @@ def main() -> None:
     result["share_of_peak"] = result["flop_per_fact"] / peak_flops / result["seconds_per_fact"]
     result["peak_bytes"] = peak[0]
     result["stated_bound_bytes"] = sum(
-        search_bytes(editor.family, args.layer, rows)
+        search_bytes(editor.editable, args.layer, rows)
         for rows in group_rows(tokenizer, [[f] for f in facts], flat, editor.values.kl_prompt)
     )
     if few:
@@ -151,10 +151,10 @@ def main() -> None:
         single_model, _ = gpt2_small()
         single = editor_on(single_model, tokenizer, args.layer, args.steps)
         exact = search(single, facts)
-        text = MomentSource(text=str(shared() / "data" / "wikitext-2" / "test.txt"), num_tokens=8192)
-        moment = second_moments(single.family, tokenizer, [args.layer], text, progress=False)[args.layer]
+        text = SecondMomentSource(text=str(shared() / "data" / "wikitext-2" / "test.txt"), num_tokens=8192)
+        moment = second_moments(single.editable, tokenizer, [args.layer], text, progress=False)[args.layer]
         unedited = [
-            continue_greedily(e.family, tokenizer, [f.text() for f in facts], new_tokens=1) for e in (single, editor)
+            continue_greedily(e.editable, tokenizer, [f.text() for f in facts], new_tokens=1) for e in (single, editor)
         ]
         result["same_greedy_token_unedited"] = sum(a == b for a, b in zip(*unedited, strict=True)) / len(facts)
         words = greedy_after_edit(single, facts, exact, moment)

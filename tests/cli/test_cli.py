@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from editkit.cli import main
+from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
@@ -22,7 +22,7 @@ SMALL = ["--data.num_facts=4", "--model.values.num_steps=5", "--trainer.enable_p
 
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"--model.moments={json.dumps({'path': str(tmp_path_factory.mktemp('moments')), 'num_tokens': 8000})}"
+    return f"--model.second_moment={json.dumps({'path': str(tmp_path_factory.mktemp('moments')), 'num_tokens': 8000})}"
 
 
 def run(*args: str) -> int:
@@ -90,8 +90,9 @@ def test_validate_measures_without_editing(tmp_path: Path) -> None:
 
 def own_csv(path: Path, count: int, with_true: bool) -> Path:
     from editkit.atlas.world import load_world
+    from editkit.data.facts import as_facts
 
-    facts = load_world().records("report")[:count]
+    facts = as_facts(load_world().records("report")[:count])
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["subject", "prompt", "target_new", *(["target_true", "paraphrase_prompts"] * with_true)])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from editkit.cli import main
+from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
@@ -60,7 +60,7 @@ def test_the_config_that_ships_parses_and_one_process_reports(
         main([*config, "--print_config"])
     assert done.value.code == 0
     assert "moments/atlas" in capsys.readouterr().out
-    options = [lm, "--layers=[0,2]", f"--moments.path={tmp_path}", "--moments.num_tokens=3000"]
+    options = [lm, "--layers=[0,2]", f"--second_moment.path={tmp_path}", "--second_moment.num_tokens=3000"]
     assert main([*config, *options]) == 0
     shown = capsys.readouterr().out
     for word in ("3,000", "condition number", "effective rank", "jitter", "kept in"):
@@ -77,16 +77,16 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
     options = [
         lm,
         "--layers=[0,2]",
-        "--moments.num_tokens=40000",
-        "--moments.max_tokens=256",
-        "--moments.tolerance=1e-9",
+        "--second_moment.num_tokens=40000",
+        "--second_moment.max_tokens=256",
+        "--second_moment.tolerance=1e-9",
     ]
-    options += ["--moments.save_minutes=0", "--trainer.enable_progress_bar=true"]
-    assert main(["covariance", *options, f"--moments.path={tmp_path / 'one'}"]) == 0
+    options += ["--second_moment.save_minutes=0", "--trainer.enable_progress_bar=true"]
+    assert main(["covariance", *options, f"--second_moment.path={tmp_path / 'one'}"]) == 0
     two = tmp_path / "two"
     log = (tmp_path / "log").open("w")
     going = subprocess.Popen(
-        command(*options, *TWO, f"--moments.path={two}"),
+        command(*options, *TWO, f"--second_moment.path={two}"),
         stdout=log, stderr=log, env=environment(), start_new_session=True,
     )  # fmt: skip
     end = time.monotonic() + 100
@@ -96,7 +96,7 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
     going.wait()
     assert not (two / "layer-0.safetensors").exists(), (tmp_path / "log").read_text()
     assert list(two.glob(".partial*.safetensors")), (tmp_path / "log").read_text()
-    done = run(*options, *then, f"--moments.path={two}")
+    done = run(*options, *then, f"--second_moment.path={two}")
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stdout
     assert difference(tmp_path / "one", two) < 1e-6
@@ -109,9 +109,9 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
 FAILS = """
 import sys
 import editkit.covariance.accumulate as a
-from editkit.cli import main
-from editkit.errors import InputError
-from editkit.strategy import place
+from editkit.cli.main import main
+from editkit.utils.errors import InputError
+from editkit.utils.distributed import place
 real = a.SecondMoments._forward
 def forward(self, batch):
     if place()[0] == 1:
@@ -125,10 +125,10 @@ sys.exit(main(sys.argv[1:]))
 def test_an_error_on_one_rank_ends_all_with_its_message(lm: str, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(FAILS, encoding="utf-8")
-    options = [lm, "--layers=[0]", "--moments.num_tokens=4000", "--moments.max_tokens=512", *TWO]
+    options = [lm, "--layers=[0]", "--second_moment.num_tokens=4000", "--second_moment.max_tokens=512", *TWO]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(script), "covariance", *options, f"--moments.path={tmp_path / 'm'}"],
+        [sys.executable, str(script), "covariance", *options, f"--second_moment.path={tmp_path / 'm'}"],
         capture_output=True, text=True, timeout=100, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -141,11 +141,11 @@ def test_an_error_on_one_rank_ends_all_with_its_message(lm: str, tmp_path: Path)
     [
         (["--layers=[7]"], ("layers", "0 to 2", "7")),
         (["--layers=null"], ("layers", "0 to 2", "none")),
-        (["--moments.text=gone.txt"], ("moments.text", "gone.txt")),
-        (["--moments.num_tokens=10"], ("moments.num_tokens", "64", "10")),
-        (["--moments.num_tokens=0"], ("moments.num_tokens", "> 0", "0")),
-        (["--moments.accumulate_on=disk"], ("moments.accumulate_on", "disk")),
-        (["--moments.nope=1"], ("moments.nope",)),
+        (["--second_moment.text=gone.txt"], ("second_moment.text", "gone.txt")),
+        (["--second_moment.num_tokens=10"], ("second_moment.num_tokens", "64", "10")),
+        (["--second_moment.num_tokens=0"], ("second_moment.num_tokens", "> 0", "0")),
+        (["--second_moment.accumulate_on=disk"], ("second_moment.accumulate_on", "disk")),
+        (["--second_moment.nope=1"], ("second_moment.nope",)),
         (["--trainer.accelerator=abacus"], ("trainer", "abacus")),
         (["--dtype=int3"], ("dtype", "bfloat16", "int3")),
     ],
@@ -154,7 +154,7 @@ def test_bad_options(
     lm: str, tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "m"
-    assert main(["covariance", lm, "--layers=[0]", f"--moments.path={folder}", *options]) == 2
+    assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={folder}", *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
     assert len(errors) == 1
     for word in told:

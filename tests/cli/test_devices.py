@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from editkit.cli import main
+from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
@@ -22,7 +22,7 @@ def arguments(folder: Path) -> list[str]:
     return [
         "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
         "--data.probes=[{task: sst2, examples: 6, shots: 1}]", "--data.text.num_tokens=300",
-        "--model.protocol.generation_length=24", f"--model.moments={moments}",
+        "--model.protocol.generation_length=24", f"--model.second_moment={moments}",
         "--data.num_facts=5", "--data.batch_size=4", "--weight_update.mode=sequential",
         "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
@@ -89,9 +89,7 @@ def test_an_error_on_one_process_ends_both(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     command = [*arguments(tmp_path), f"--run_dir={tmp_path / 'run'}", "--model=one_fails.OneFails"]
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from editkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from editkit.cli.main import main; sys.exit(main())"
     script = tmp_path / "editkit_here.py"
     script.write_text(code, encoding="utf-8")
     done = subprocess.run(

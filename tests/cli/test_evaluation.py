@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from editkit.atlas.world import load_world
-from editkit.cli import main
+from editkit.cli.main import main
+from editkit.data.facts import as_facts
 from editkit.edits import load_edits
-from editkit.models.load import load_language_model
+from editkit.models.loading import load_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = [
@@ -25,7 +26,7 @@ EVALUATION = [
 def arguments(folder: Path) -> list[str]:
     moments = json.dumps({"path": str(folder / "moments"), "num_tokens": 8000})
     return [
-        "--config", str(ROOT / "configs" / "quickstart.yaml"), *EVALUATION, f"--model.moments={moments}",
+        "--config", str(ROOT / "configs" / "quickstart.yaml"), *EVALUATION, f"--model.second_moment={moments}",
         "--model.values.num_steps=8",
     ]  # fmt: skip
 
@@ -54,7 +55,7 @@ def test_before_after_and_final(sequential: Path) -> None:
     assert {"ES", "PS", "NS", "S", "EA", "PA", "NA", "EA_token", "GE"} <= set(metrics["before"])
     assert set(metrics["before"]) == set(metrics["after"]) == set(metrics["final"])
     assert metrics["protocol"]["name"] == "own" and metrics["protocol"]["generation_length"] == 32
-    facts = [f.fact_id for f in load_world().records("report")[:5]]
+    facts = [f.fact_id for f in as_facts(load_world().records("report")[:5])]
     for phase, batches in (("before", [None] * 5), ("after", [0, 0, 1, 1, 2]), ("final", [2] * 5)):
         rewrites = [r for r in rows if r["phase"] == phase and r["kind"] == "rewrite"]
         assert [(r["fact"], r["batch"]) for r in rewrites] == list(zip(facts, batches, strict=True))

@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.cli import main
+from editkit.cli.main import main
 from editkit.data.facts import Fact
 from editkit.edits import EditBatch, Edits, load_edits, stored
 from editkit.functional import LowRankDelta
-from editkit.models.family import Family, orient
+from editkit.models.editable import EditableModel, orient
 from editkit.models.fingerprint import fingerprint
-from editkit.models.load import load_language_model
+from editkit.models.loading import load_language_model
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def edits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ledger of two independent batches for the atlas."""
     torch.manual_seed(0)
     model, _ = load_language_model("atlas")
-    d_out, d_in = orient(Family(model).projection(0), Family(model).weight(0)).shape
+    d_out, d_in = orient(EditableModel(model).projection(0), EditableModel(model).weight(0)).shape
     batches = [
         EditBatch(
             [Fact(f"Lyon {i}", "{} lies in", "Peru")],

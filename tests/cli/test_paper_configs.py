@@ -11,7 +11,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import load_edits
-from editkit.cli import main
+from editkit.cli.main import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -27,8 +27,8 @@ MODELS = {
 def test_single_and_spread(
     name: str, tmp_path: Path, build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    family, sizes = MODELS[name]
-    build_model(family, **SMALL, **sizes).save_pretrained(tmp_path / "model")
+    editable, sizes = MODELS[name]
+    build_model(editable, **SMALL, **sizes).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     single, spread = (CONFIGS / f"{name}{part}.yaml" for part in ("", "-spread"))
     moments = {"path": str(tmp_path / "moments"), "text": "atlas", "num_tokens": 2000, "max_length": 64}
@@ -38,7 +38,7 @@ def test_single_and_spread(
     changes = [
         f"--model.lm={tmp_path / 'model'}",
         "--model.values.num_steps=2",
-        f"--model.moments={json.dumps(moments)}",
+        f"--model.second_moment={json.dumps(moments)}",
     ]
     for more, run in (([], "single"), (["--config", str(spread)], "spread")):
         assert main([*options, *more, *changes, f"--run_dir={tmp_path / run}"]) == 0

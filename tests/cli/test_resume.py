@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import load_edits
-from editkit.cli import main
+from editkit.cli.main import main
 from editkit.models.fingerprint import tensor_hash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,15 +32,15 @@ def deadly(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
 setattr(owner, name, deadly)
-from editkit.cli import main
+from editkit.cli.main import main
 sys.exit(main(sys.argv[4:]))
 """
 POINTS = {
-    "before the first value is kept": ("editkit.callbacks.found_parts", "write_whole", 1),
-    "within a batch": ("editkit.callbacks.found_parts", "write_whole", 4),
-    "with a batch solved but not kept": ("editkit.edits.files", "write_whole", 3),
-    "with a batch kept but not measured": ("editkit.evaluation.files", "write_whole", 4),
-    "with all measured but the end": ("editkit.callbacks.report", "write_whole", 1),
+    "before the first value is kept": ("editkit.editors.closed_form.checkpoint", "atomic_write", 1),
+    "within a batch": ("editkit.editors.closed_form.checkpoint", "atomic_write", 4),
+    "with a batch solved but not kept": ("editkit.edits.files", "atomic_write", 3),
+    "with a batch kept but not measured": ("editkit.evaluation.files", "atomic_write", 4),
+    "with all measured but the end": ("editkit.callbacks.report", "atomic_write", 1),
 }
 
 
@@ -48,7 +48,7 @@ def arguments(moments: Path, run: Path, mode: str = "sequential", facts: int = F
     where = json.dumps({"path": str(moments), "num_tokens": 8000})
     return [
         "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
-        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.moments={where}",
+        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.second_moment={where}",
         f"--data.num_facts={facts}", f"--data.batch_size={BATCH}", "--data.facts_per_step=1",
         f"--weight_update.mode={mode}", "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
         *(["--weight_update.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",
@@ -96,7 +96,7 @@ def test_killed_at_a_point_and_started_again(tmp_path: Path, whole: dict[str, Pa
 
 def test_independent_batches_too(tmp_path: Path, whole: dict[str, Path]) -> None:
     command = arguments(whole["moments"], tmp_path / "run", "independent")
-    assert deadly(("editkit.evaluation.files", "write_whole", 3), command) == -signal.SIGKILL
+    assert deadly(("editkit.evaluation.files", "atomic_write", 3), command) == -signal.SIGKILL
     assert main(command) == 0
     assert contents(tmp_path / "run") == contents(whole["independent"])
 
@@ -104,7 +104,7 @@ def test_independent_batches_too(tmp_path: Path, whole: dict[str, Path]) -> None
 def test_what_is_done_is_not_done_again(
     tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from editkit.editors.base import Editor
+    from editkit.editors.closed_form.editor import Editor
 
     searched: list[str] = []
     search = Editor.find_values
@@ -116,7 +116,7 @@ def test_what_is_done_is_not_done_again(
     monkeypatch.setattr(Editor, "find_values", counting)
     command = arguments(whole["moments"], tmp_path / "run")
     # in the second batch: the first fact's values are kept, the second one's not yet
-    assert deadly(("editkit.callbacks.found_parts", "write_whole", 5), command) == -signal.SIGKILL
+    assert deadly(("editkit.editors.closed_form.checkpoint", "atomic_write", 5), command) == -signal.SIGKILL
     assert main(command) == 0
     assert len(searched) == FACTS - BATCH - 1
     assert "1 of 4 batches" in capsys.readouterr().out
@@ -157,9 +157,10 @@ def test_other_facts_under_the_same_name_are_found_out(
     tmp_path: Path, whole: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from editkit.atlas.world import load_world
+    from editkit.data.facts import as_facts
 
     facts = tmp_path / "facts.jsonl"
-    world = load_world().records("report")
+    world = as_facts(load_world().records("report"))
 
     def write(count: int) -> None:
         records = [

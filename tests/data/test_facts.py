@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from editkit.data.facts import Fact, as_facts, load_facts
-from editkit.errors import InputError, shorten
+from editkit.utils.errors import InputError, shorten
 
 SHARED = Path(os.environ.get("EDITKIT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 FLAT = {"subject": "Lyon", "prompt": "{} lies in", "target_new": "Peru", "target_true": "France"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from editkit.data.module import FactsDataModule
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
 
 
 def test_batches_of_the_paper_s_table_are_drawn_without_replacement(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from editkit.data.probes import BETWEEN, Probe, answer_of, load_probe
 from editkit.data.tasks import TASKS
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
 
 
 def sentiment(count: int) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from editkit.data.text import TextSource, open_text
-from editkit.errors import InputError
+from editkit.utils.errors import InputError
 
 
 def read(text: Path | str, **options: str) -> list[str]:
@@ -31,7 +31,7 @@ def test_jsonl_and_its_column(tmp_path: Path) -> None:
     file.write_text('{"text": "one", "body": "eins"}\n\n{"text": "two", "body": "zwei"}\n', encoding="utf-8")
     assert read(file) == ["one", "two"]
     assert read(file, column="body") == ["eins", "zwei"]
-    with pytest.raises(InputError, match=r"moments.column: .*line 1 .*text, body.*'words'"):
+    with pytest.raises(InputError, match=r"second_moment.column: .*line 1 .*text, body.*'words'"):
         read(file, column="words")
 
 
@@ -44,9 +44,9 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     one, two = (open_text(TextSource(text=str(tmp_path / "splits"), split=s)).revision for s in ("train", "test"))
     assert one != two
     assert one == open_text(TextSource(text=str(tmp_path / "splits"))).revision
-    with pytest.raises(InputError, match=r"moments.split: .*train, test.*'dev'"):
+    with pytest.raises(InputError, match=r"second_moment.split: .*train, test.*'dev'"):
         read(tmp_path / "splits", split="dev")
-    with pytest.raises(InputError, match=r"moments.column: .*text, n.*'body'"):
+    with pytest.raises(InputError, match=r"second_moment.column: .*text, n.*'body'"):
         read(tmp_path / "plain", column="body")
 
 
@@ -60,11 +60,11 @@ def test_a_name_that_datasets_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("gone.txt", None, ("moments.text", "gone.txt", "path")),
-        ("bad.txt", b"\xff\xfe\x00x", ("moments.text", "UTF-8", "bad.txt")),
-        ("bad.jsonl", b"{", ("moments.text", "line 1", "JSON")),
-        ("number.jsonl", b'{"text": 3}', ("moments.column", "line 1", "3")),
-        ("list.jsonl", b"[1]", ("moments.column", "line 1", "it has none")),
+        ("gone.txt", None, ("second_moment.text", "gone.txt", "path")),
+        ("bad.txt", b"\xff\xfe\x00x", ("second_moment.text", "UTF-8", "bad.txt")),
+        ("bad.jsonl", b"{", ("second_moment.text", "line 1", "JSON")),
+        ("number.jsonl", b'{"text": 3}', ("second_moment.column", "line 1", "3")),
+        ("list.jsonl", b"[1]", ("second_moment.column", "line 1", "it has none")),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes | None, told: tuple[str, ...]) -> None:
@@ -78,5 +78,5 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, told: tuple
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"moments.text: .*could not be loaded"):
+    with pytest.raises(InputError, match=r"second_moment.text: .*could not be loaded"):
         read(tmp_path)

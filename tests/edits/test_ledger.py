@@ -17,8 +17,8 @@ from editkit import Edits, Fact, InputError, load_edits
 from editkit.edits import EditBatch, apply_delta, stored
 from editkit.edits.files import SCHEMA, batch_file
 from editkit.edits.weights import hashes, samples
-from editkit.functional import Delta, DenseDelta, LowRankDelta, NoDelta, SparseDelta
-from editkit.models.family import Family, orient
+from editkit.functional import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
+from editkit.models.editable import EditableModel, orient
 from editkit.models.fingerprint import fingerprint
 
 Build = Callable[..., PreTrainedModel]
@@ -37,26 +37,26 @@ def deltas(shape: tuple[int, int]) -> dict[str, Delta]:
         "low_rank": LowRankDelta(random(shape[0], 2), random(shape[1], 2)),
         "dense": DenseDelta(random(*shape)),
         "sparse": SparseDelta.of(few),
-        "none": NoDelta(shape),
+        "none": ZeroDelta(shape),
     }
 
 
 def ledger(model: PreTrainedModel, made: list[dict[int, Delta]], sequential: bool = True) -> Edits:
     """What a run would have kept, its model edited meanwhile."""
-    family = Family(model)
+    editable = EditableModel(model)
     edits = Edits(sequential=sequential, model=fingerprint(model), about={"editor": "none", "layers": [0, 1]})
     for index, changes in enumerate(made):
         batch = EditBatch([FACTS[index % 2]], {layer: stored(delta) for layer, delta in changes.items()})
         for layer, delta in batch.deltas.items():
-            apply_delta(family, layer, delta)
-        batch.hashes, batch.samples = hashes(family, changes), samples(family, changes)
+            apply_delta(editable, layer, delta)
+        batch.hashes, batch.samples = hashes(editable, changes), samples(editable, changes)
         edits.batches.append(batch)
     return edits
 
 
 def shape_of(model: PreTrainedModel) -> tuple[int, int]:
-    family = Family(model)
-    rows, columns = orient(family.projection(0), family.weight(0)).shape
+    editable = EditableModel(model)
+    rows, columns = orient(editable.projection(0), editable.weight(0)).shape
     return rows, columns
 
 
@@ -75,7 +75,7 @@ def test_every_form_comes_back_bit_for_bit(build_model: Build, tmp_path: Path, n
     before = state(model)
     forms = deltas(shape_of(model))
     edits = ledger(model, [{0: delta} for delta in forms.values()])
-    edits.batches[0].deltas[1] = NoDelta(shape_of(model))
+    edits.batches[0].deltas[1] = ZeroDelta(shape_of(model))
     after = state(model)
     edits.save(tmp_path)
     kept = load_edits(tmp_path)
@@ -213,23 +213,23 @@ def test_one_of_several_batches(kept: tuple[Path, Edits], build_model: Build) ->
     with pytest.raises(InputError, match="0 to 2, but got 3"):
         edits.apply(build_model("gpt2"), batch=3)
     until = edits.apply(build_model("gpt2"), batch=1)
-    assert hashes(Family(until), [0]) == edits.batches[1].hashes
+    assert hashes(EditableModel(until), [0]) == edits.batches[1].hashes
     apart = replace(edits, sequential=False)
     with pytest.raises(InputError, match="3 independent batches"):
         apart.apply(build_model("gpt2"))
     alone = ledger(build_model("gpt2"), [edits.batches[2].deltas])
     apart.batches[2] = alone.batches[0]
-    assert hashes(Family(apart.apply(build_model("gpt2"), batch=2)), [0]) == alone.batches[0].hashes
+    assert hashes(EditableModel(apart.apply(build_model("gpt2"), batch=2)), [0]) == alone.batches[0].hashes
 
 
 def test_without_says_whether_it_is_as_if_never_made(kept: tuple[Path, Edits], build_model: Build) -> None:
     edits = load_edits(kept[0])
     last, exact = edits.without(2)
     assert exact
-    assert hashes(Family(last.apply(build_model("gpt2"))), [0]) == edits.batches[1].hashes
+    assert hashes(EditableModel(last.apply(build_model("gpt2"))), [0]) == edits.batches[1].hashes
     middle, exact = edits.without(1)
     assert not exact
     assert middle.about["undone"] == [{"batch": 1, "as_if_never_made": False}]
     expected = ledger(build_model("gpt2"), [edits.batches[0].deltas, edits.batches[2].deltas])
-    assert hashes(Family(middle.apply(build_model("gpt2"))), [0]) == expected.batches[1].hashes
+    assert hashes(EditableModel(middle.apply(build_model("gpt2"))), [0]) == expected.batches[1].hashes
     assert replace(edits, sequential=False).without(0)[1]

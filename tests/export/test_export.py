@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from editkit.data.facts import Fact
 from editkit.edits import EditBatch, Edits, load_edits, stored
 from editkit.edits.weights import hashes
-from editkit.errors import InputError
 from editkit.export import export_adapter, export_checkpoint
-from editkit.functional import Delta, DenseDelta, LowRankDelta, NoDelta
-from editkit.models.family import Family, orient
+from editkit.functional import Delta, DenseDelta, LowRankDelta, ZeroDelta
+from editkit.models.editable import EditableModel, orient
 from editkit.models.fingerprint import fingerprint
+from editkit.utils.errors import InputError
 
 FACTS = [Fact("Lyon", "{} lies in", "Peru", "France"), Fact("a|b", "{} is", "x")]
 IDS = torch.arange(3, 45).view(3, 14)
@@ -30,9 +30,9 @@ IDS = torch.arange(3, 45).view(3, 14)
 
 def change(model: PreTrainedModel, layer: int, rank: int) -> LowRankDelta:
     """A change of the size of the weight."""
-    family = Family(model)
-    d_out, d_in = orient(family.projection(layer), family.weight(layer)).shape
-    size = float(family.weight(layer).norm()) / (d_out * d_in * rank) ** 0.5
+    editable = EditableModel(model)
+    d_out, d_in = orient(editable.projection(layer), editable.weight(layer)).shape
+    size = float(editable.weight(layer).norm()) / (d_out * d_in * rank) ** 0.5
     return LowRankDelta(size**0.5 * torch.randn(d_out, rank), size**0.5 * torch.randn(d_in, rank))
 
 
@@ -66,10 +66,10 @@ def test_every_family(
 ) -> None:
     model = build_model(family_name)
     edits = ledger(model, {0: change(model, 0, 2), 2: change(model, 2, 3)}, {0: change(model, 0, 2)})
-    way_back = hashes(Family(model), [0, 2])
+    way_back = hashes(EditableModel(model), [0, 2])
     export_checkpoint(edits, model, tokenizer, tmp_path / "checkpoint")
     layers = export_adapter(edits, model, tmp_path / "adapter")
-    assert hashes(Family(model), [0, 2]) == way_back  # the model is as it came
+    assert hashes(EditableModel(model), [0, 2]) == way_back  # the model is as it came
 
     unedited = logits(model)
     edited = edits.apply(build_model(family_name))
@@ -86,7 +86,7 @@ def test_every_family(
         (2, 3, 3, 0.0),
     ]
     config = PeftConfig.from_pretrained(tmp_path / "adapter")
-    projections = [Family(model).projection(layer) for layer in (0, 2)]
+    projections = [EditableModel(model).projection(layer) for layer in (0, 2)]
     assert config.fan_in_fan_out == isinstance(projections[0], Conv1D)
     with_adapter = load_adapter(model, tmp_path / "adapter")
     wrapped = [name for name, module in with_adapter.named_modules() if hasattr(module, "lora_A")]
@@ -111,11 +111,11 @@ def test_checkpoints_in_half_precision(
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_truncated_adapter_states_its_error(
-    family: str, build_model: Callable[..., PreTrainedModel], tmp_path: Path
+    name: str, build_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    model = build_model(family)
+    model = build_model(name)
     edits = ledger(
         model, {0: change(model, 0, 6), 1: change(model, 1, 2)}, {0: DenseDelta(change(model, 0, 2).dense())}
     )
@@ -188,7 +188,7 @@ def test_what_it_refuses_leaves_nothing(
     for rank in (0, -1, 4):
         with pytest.raises(InputError, match=rf"rank: expected a number from 1 to 3.*but got {rank}"):
             export_adapter(edits, model, out, rank=rank)
-    nothing, prompted = ledger(model, {0: NoDelta((32, 128))}), ledger(model, {0: change(model, 0, 1)})
+    nothing, prompted = ledger(model, {0: ZeroDelta((32, 128))}), ledger(model, {0: change(model, 0, 1)})
     prompted.batches[0].prompt = "Lyon lies in Peru."
     for export in (export_adapter, lambda e, m, o: export_checkpoint(e, m, tokenizer, o)):
         with pytest.raises(InputError, match="edits: expected a ledger with weight changes"):

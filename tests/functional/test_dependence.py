@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.errors import InputError
 from editkit.functional import DependentKeysError, emmet_update, key_dependence
+from editkit.utils.errors import InputError
 
 D_IN, D_OUT = 24, 5
 

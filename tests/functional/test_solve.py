@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.errors import InputError
 from editkit.functional import (
     DependentKeysError,
     LowRankDelta,
@@ -20,6 +19,7 @@ from editkit.functional import (
     rome_update,
     solve,
 )
+from editkit.utils.errors import InputError
 
 D_IN, D_OUT, FACTS = 24, 10, 7
 

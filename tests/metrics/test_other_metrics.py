@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.errors import InputError
+from editkit.evaluation.protocol import PROTOCOLS, Protocol, cut
 from editkit.functional.generation import generation_entropy, tfidf_consistency
 from editkit.metrics.accuracy import ExactMatch, TokenAccuracy
 from editkit.metrics.base import RowMetric
 from editkit.metrics.generation import GenerationEntropy, ReferenceScore, TextPerplexity
 from editkit.metrics.probes import PROBE_METRICS, InvalidShare, ProbeAccuracy
-from editkit.metrics.protocol import PROTOCOLS, Protocol, cut
+from editkit.utils.errors import InputError
 
 matplotlib.use("Agg")
 ROWS = 60

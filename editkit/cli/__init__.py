@@ -1,0 +1,1 @@
+"""The ``editkit`` command: ``main.main``, and one module per command."""

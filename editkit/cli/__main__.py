@@ -1,0 +1,7 @@
+"""``python -m editkit.cli``."""
+
+import sys
+
+from editkit.cli.main import main
+
+sys.exit(main())

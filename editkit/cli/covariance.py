@@ -1,0 +1,109 @@
+"""``editkit covariance``: second moments by Lightning's Trainer on any number of devices, and how good they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from editkit.atlas.builtin import DEFAULT
+from editkit.cli.fit import plain_message
+from editkit.covariance import SecondMomentSource, ensure
+from editkit.covariance.folder import SecondMomentFolder
+from editkit.covariance.progress import TokenProgress
+from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
+from editkit.models.editable import EditableModel
+from editkit.models.loading import load_language_model
+from editkit.utils.distributed import place, with_strategy
+from editkit.utils.errors import InputError
+from editkit.utils.quiet import quiet_lightning
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "inference_mode": False,
+}
+
+
+def covariance_parser() -> LightningArgumentParser:
+    """Options of ``editkit covariance``."""
+    parser = LightningArgumentParser(
+        prog="editkit covariance",
+        description="Estimate the second moments E[k kᵀ] of keys over text, all layers in one pass, and keep them.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with these options; may be given several times.")
+    parser.add_argument(
+        "--lm", type=str, default=DEFAULT, help='Language model: "atlas", a checkpoint folder, or a hub name.'
+    )
+    parser.add_argument(
+        "--dtype", type=str, default="float32", help="dtype of the model's weights: float32, bfloat16 or float16."
+    )
+    parser.add_argument(
+        "--layers",
+        type=list[int] | None,
+        default=None,
+        help="Blocks whose MLP output projection is meant, counted from 0. Default: those that the checkpoint's config "
+        "recommends.",
+    )
+    parser.add_class_arguments(SecondMomentSource, "second_moment")
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    """Run ``editkit covariance``; every mistake of the user's is an ``InputError``."""
+    parser = covariance_parser()
+    try:
+        config = parser.instantiate_classes(parser.parse_args(argv[1:]))
+    except ArgumentError as error:
+        raise InputError(plain_message(str(error), argv[0])) from error
+    options = with_strategy(dict(config.trainer))
+    bar = options["enable_progress_bar"] is not False
+    options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
+    model, tokenizer = load_language_model(config.lm, config.dtype)
+    editable = EditableModel(model)
+    layers = config.layers if config.layers is not None else getattr(model.config, RECOMMENDED_LAYERS, None)
+    if not layers:
+        raise InputError(
+            f"layers: expected the blocks whose second moments are wanted, 0 to {editable.depth - 1} of this model, "
+            "but got none; give --layers=[...]"
+        )
+    for layer in layers:
+        editable.check_layer(layer)  # before any process is started
+    with quiet_lightning():
+        try:
+            trainer = L.Trainer(**options)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"trainer: {error}; see editkit covariance --help") from error
+    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
+    if place()[0] == 0:
+        show(Console(), folder, sorted(set(layers)))
+
+
+def show(console: Console, folder: SecondMomentFolder, layers: list[int]) -> None:
+    """Print how well each layer's second moment can be solved with."""
+    table = Table(title=f"second moments in {folder.folder}", title_justify="left")
+    for name in ("block", "d_in", "tokens", "condition number", "effective rank", "jitter"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        state = folder.conditioning(layer)
+        table.add_row(
+            str(layer),
+            f"{state.d_in:,}",
+            f"{state.tokens:,}",
+            f"{state.condition_number:.2e}",
+            f"{state.effective_rank:.1f}",
+            f"{state.jitter:.1e}" if state.jitter else "none",
+        )
+    console.print(table)

@@ -1,0 +1,108 @@
+"""``editkit export``: a ledger and the model that it is for, made into a checkpoint or an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from editkit.atlas.builtin import DEFAULT
+from editkit.cli.fit import plain_message
+from editkit.edits import load_edits
+from editkit.export.adapter import AdapterLayer, export_adapter, shown
+from editkit.export.changes import changes_of
+from editkit.export.checkpoint import export_checkpoint
+from editkit.models.loading import load_language_model
+from editkit.utils.errors import InputError
+from editkit.utils.files import check_new_folder
+
+
+def export_parser() -> ArgumentParser:
+    """Options of ``editkit export``."""
+    parser = ArgumentParser(
+        prog="editkit export",
+        description="Write an edited model as a Hugging Face checkpoint or as a LoRA adapter of PEFT's.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with these options; may be given several times.")
+    parser.add_argument("--edits", type=str, required=True, help="Ledger: the edits/ folder of a run.")
+    parser.add_argument(
+        "--lm", type=str, default=DEFAULT, help='The unedited model: "atlas", a checkpoint folder, or a hub name.'
+    )
+    parser.add_argument(
+        "--dtype",
+        type=str | None,
+        default=None,
+        help="dtype of the weights: float32, bfloat16 or float16. Default: that of the run.",
+    )
+    parser.add_argument("--output", type=str, required=True, help="Folder to write; empty or not there yet.")
+    parser.add_argument(
+        "--format",
+        type=Literal["checkpoint", "lora"],
+        default="checkpoint",
+        help="checkpoint: all weights, for AutoModelForCausalLM.from_pretrained. lora: the change alone, for "
+        "PeftModel.from_pretrained.",
+    )
+    parser.add_argument(
+        "--rank",
+        type=int | None,
+        default=None,
+        help="Of lora: the most columns per block, the best approximation of that rank. Default: without loss.",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int | None,
+        default=None,
+        help="Of independent batches the one to export, counted from 0; of sequential ones the last. Default: all.",
+    )
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    """Run ``editkit export``; every mistake of the user's is an ``InputError``."""
+    try:
+        options = export_parser().parse_args(argv[1:])
+    except ArgumentError as error:
+        raise InputError(plain_message(str(error), argv[0])) from error
+    if options.rank is not None and options.format != "lora":
+        raise InputError(
+            f"rank: a checkpoint holds whole weights and has none, but got {options.rank}; leave it out, or use "
+            "--format=lora"
+        )
+    output = check_new_folder(Path(options.output), "output")
+    edits = load_edits(options.edits)
+    changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
+    recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        step = progress.add_task(f"reading {options.lm}", total=None)
+        model, tokenizer = load_language_model(options.lm, options.dtype or recorded)
+        if options.format == "lora":
+            progress.update(step, description="factors")
+
+            def at_layer(done: int, layers: int) -> None:
+                progress.update(step, completed=done, total=layers)
+
+            layers = export_adapter(edits, model, output, options.lm, options.batch, options.rank, at_layer)
+        else:
+            progress.update(step, description=f"writing {options.output}")
+            export_checkpoint(edits, model, tokenizer, output, options.lm, options.batch)
+            layers = []
+    if layers:
+        show(console, layers)
+    console.print(f"{'LoRA adapter' if layers else 'checkpoint'}: {options.output}", highlight=False)
+
+
+def show(console: Console, layers: list[AdapterLayer]) -> None:
+    """Print ranks and errors."""
+    table = Table(title="LoRA adapter", title_justify="left")
+    for name in ("block", "module", "rank", "rank of the edit", "relative error"):
+        table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
+    for layer in layers:
+        table.add_row(str(layer.layer), layer.module, str(layer.rank), str(layer.full_rank), shown(layer.error))
+    console.print(table)

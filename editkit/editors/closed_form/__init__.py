@@ -1,0 +1,1 @@
+"""The closed-form editors: value vectors by gradient, then one solve."""

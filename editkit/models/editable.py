@@ -1,0 +1,265 @@
+"""All that editkit knows of language-model families, found by structure: no code tests a model's name.
+
+A decoder-only model of transformers is a stack of blocks between an embedding and a head. What editing needs of it:
+the stack, each block's MLP output projection, that weight's orientation (from the module's type, never its shape),
+and a way to run the model's own final norm and head on chosen hidden states.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from editkit.utils.errors import InputError
+
+
+class StopForward(Exception):
+    """Raised inside a hook to end a forward pass once what was wanted has been seen."""
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in a block's output: families return the tensor itself or a tuple that starts with it."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A block's output with its hidden states replaced, in the form in which the family returns it."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+class EditableModel:
+    """The parts of one model that editing touches.
+
+    Attributes:
+        model: the transformers model.
+        blocks: its stack of decoder blocks.
+        hidden_size: width of the residual stream.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        config = model.config.get_text_config()
+        depth = config.num_hidden_layers
+        stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not stacks or model.get_output_embeddings() is None:
+            raise InputError(
+                f"lm: expected a decoder-only causal language model with a stack of {depth} blocks and a head, but "
+                f"got {type(model).__name__}; load it with AutoModelForCausalLM"
+            )
+        self.blocks: nn.ModuleList = stacks[0]
+        self.hidden_size: int = config.hidden_size
+        self._adds_projection: dict[int, bool] = {}
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head: how wide logits are."""
+        weight = self.model.get_output_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device  # type: ignore[assignment]
+        return device
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit into the context window; of models without an end to it, more than there ever are."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "max_seq_len"):
+            found = getattr(config, name, None)
+            if isinstance(found, int):
+                return found
+        return sys.maxsize
+
+    @functools.cached_property
+    def returns_tuple(self) -> bool:
+        """Whether this family's blocks return a tuple, seen by running one token."""
+        seen: list[Any] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen.append(output)
+            raise StopForward
+
+        with torch.no_grad(), watching(self.blocks[0].register_forward_hook(keep)):
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        return isinstance(seen[0], tuple)
+
+    def adds_projection(self, layer: int) -> bool:
+        """Whether a change of the projection's output is, as it is, a change of the block's output.
+
+        Not so where the family normalises or scales the MLP's output, or the sum, afterwards. Seen by running one
+        token with and without a change of the size of the block's output.
+        """
+        if layer in self._adds_projection:
+            return self._adds_projection[layer]
+        changes: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def change(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if not outputs:
+                return output
+            wave = torch.arange(output.shape[-1], device=output.device).cos()
+            changes.append((wave * outputs[0].norm() / wave.norm()).to(output.dtype))
+            return output + changes[0]
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs.append(hidden_of(output)[0, -1].detach().float())
+            raise StopForward
+
+        # not the padding token, whose states may be 0
+        ids = torch.full((1, 1), self.vocabulary // 2, device=self.device)
+        for _ in range(2):
+            hooks = [
+                self.projection(layer).register_forward_hook(change),
+                self.blocks[layer].register_forward_hook(keep),
+            ]
+            with torch.no_grad(), watching(*hooks):
+                self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        error = (outputs[1] - outputs[0] - changes[0].float()).norm() / changes[0].float().norm()
+        self._adds_projection[layer] = bool(error < max(1e-3, 8 * torch.finfo(changes[0].dtype).eps))
+        return self._adds_projection[layer]
+
+    def check_layer(self, layer: int) -> None:
+        """Raise an ``InputError`` unless the model has block ``layer``."""
+        if not 0 <= layer < self.depth:
+            raise InputError(
+                f"layers: expected blocks 0 to {self.depth - 1} of {type(self.model).__name__}, but got {layer}; "
+                "choose one that the model has"
+            )
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP's output projection of a block: its last linear map onto the residual stream outside attention."""
+        self.check_layer(layer)
+        found = [
+            module
+            for name, module in self.blocks[layer].named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+            and _outputs(module) == self.hidden_size
+            and "attn" not in name
+            and "attention" not in name
+        ]
+        if not found:
+            raise InputError(
+                f"layers: expected an MLP with one output projection in block {layer} of "
+                f"{type(self.model).__name__}, but found none (mixtures of experts are not supported)"
+            )
+        return found[-1]
+
+    def weight(self, layer: int) -> nn.Parameter:
+        """The projection's weight as its module stores it; ``orient`` makes it (d_out, d_in)."""
+        weight = self.projection(layer).weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The model's own final norm, head, soft-capping and scaling on (N, hidden) states; (N, vocabulary) float32.
+
+        The model's forward runs with its blocks bypassed, so that nothing of it is written a second time here.
+        Differentiable in ``hidden``.
+        """
+        states = hidden[:, None]
+        output = (states, None) if self.returns_tuple else states
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(forward_replaced(block, lambda *args, **kwargs: output))
+            ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+            logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        return logits.squeeze(1).float()  # a view: its gradient is not copied into a second table of vocabulary width
+
+
+@contextmanager
+def watching(*hooks: Any) -> Iterator[None]:
+    """Keep hook handles for the length of a ``with`` block, which ``StopForward`` ends quietly."""
+    try:
+        yield
+    except StopForward:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module with another forward (its hooks still run) for the length of a ``with`` block."""
+    had = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if had is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = had
+
+
+def _outputs(module: nn.Linear | Conv1D) -> int:
+    return int(orient(module, module.weight).shape[0])
+
+
+def orient(module: nn.Module, weight: Tensor) -> Tensor:
+    """A module's weight, or a change of it, as (d_out, d_in): Conv1D stores the transpose of what Linear stores."""
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def lookup_states(
+    editable: EditableModel,
+    ids: Tensor,
+    mask: Tensor,
+    lookup: Tensor,
+    layer: int,
+    key_layers: Sequence[int] = (),
+    at_projection: bool = False,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run rows up to a block and read what stands at each row's lookup token.
+
+    Args:
+        editable: the model.
+        ids: (rows, length) right-padded tokens.
+        mask: (rows, length) 1 for tokens, 0 for padding.
+        lookup: (rows,) index of the lookup token.
+        layer: the block whose output is read; nothing runs after it.
+        key_layers: blocks (at most ``layer``) whose projection's input is read too.
+        at_projection: read the output of the block's projection instead of the block's own.
+
+    Returns:
+        (rows, hidden) output of ``layer`` or its projection and, per key layer, (rows, d_in) input of its projection.
+    """
+    rows = torch.arange(len(ids), device=ids.device)
+    keys: dict[int, Tensor] = {}
+    states: list[Tensor] = []
+
+    def keep_key(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # MPT and BLOOM flatten nothing, OPT does: keys come as (rows, length, d) or (rows * length, d)
+            keys[index] = inputs[0].reshape(len(ids), -1, inputs[0].shape[-1])[rows, lookup].detach()
+
+        return hook
+
+    def keep_state(module: nn.Module, inputs: Any, output: Any) -> None:
+        states.append(hidden_of(output).reshape(*ids.shape, -1)[rows, lookup].detach())
+        raise StopForward
+
+    hooks = [editable.projection(k).register_forward_pre_hook(keep_key(k)) for k in key_layers]
+    read = editable.projection(layer) if at_projection else editable.blocks[layer]
+    hooks.append(read.register_forward_hook(keep_state))
+    with torch.no_grad(), watching(*hooks):
+        editable.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return states[0], keys

@@ -1,0 +1,1 @@
+"""Programs on top of the house: how the atlas is made and measured."""

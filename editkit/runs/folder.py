@@ -1,0 +1,112 @@
+"""The run folder: new, or one of the same run that was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import atomic_write
+
+CONFIG = "config.yaml"
+SAME = ("model", "data", "weight_update", "report")  # sections of the config that make a run what it is
+
+
+class RunFolder:
+    """A folder for one run's files, which no other process writes into meanwhile.
+
+    Args:
+        path: where it is or is to be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.went_on = False
+        self._lock: IO[str] | None = None
+
+    def check(self, config: str, resumable: bool) -> None:
+        """Look at what is there, before anything is written.
+
+        Args:
+            config: the run's config as YAML.
+            resumable: whether a run of the same config may go on in its folder.
+
+        Raises:
+            InputError: the folder holds something else, or a run with another config.
+        """
+        there = sorted(f.name for f in self.path.iterdir() if f.name != ".lock") if self.path.is_dir() else []
+        if not there:
+            return
+        if not resumable or CONFIG not in there:
+            raise InputError(
+                f"run_dir: expected a folder that is new or empty{' or holds an editkit run' * resumable}, but "
+                f"{self.path} holds {shorten(there[0])}; choose another"
+            )
+        try:
+            was = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"run_dir: {self.path / CONFIG} cannot be read ({error}); choose another") from error
+        now = yaml.safe_load(config)
+        for name in SAME:
+            if difference := _difference(name, was.get(name), now.get(name)):
+                field, before, asked = difference
+                raise InputError(
+                    f"run_dir: expected the settings of the run in {self.path}, but {field} was {shorten(before)} "
+                    f"and is now {shorten(asked)}; repeat that run's own command, or choose another run_dir"
+                )
+        self.went_on = True
+
+    def open(self, config: str) -> None:
+        """Create the folder if it is new, write its config, and lock it until this process ends.
+
+        Raises:
+            InputError: it cannot be created, or another process is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"run_dir: expected a folder that can be created, but {self.path} cannot ({error.strerror}); "
+                "choose another"
+            ) from error
+        with contextlib.suppress(ImportError):  # not on Windows
+            import fcntl
+
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system, also after a kill
+            except OSError as error:
+                raise InputError(
+                    f"run_dir: another process is at work in {self.path}; wait for it, or choose another"
+                ) from error
+        if not self.went_on:
+            atomic_write(self.path / CONFIG, lambda part: part.write_text(config, encoding="utf-8"), "run_dir")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+
+
+def free_folder(stem: str) -> Path:
+    """``runs/STEM-N`` with the first N that is free."""
+    number = 0
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """The first field that differs, by its dotted name, and both its values."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*was, *now}):
+            if found := _difference(f"{name}.{key}", was.get(key), now.get(key)):
+                return found
+        return None
+    return None if was == now else (name, was, now)

@@ -1,0 +1,132 @@
+"""Where editkit keeps what it has worked out, and how it writes there: whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from editkit.utils.errors import InputError
+
+
+def cache_folder() -> Path:
+    """The user's cache: ``EDITKIT_CACHE``, else ``editkit`` in ``XDG_CACHE_HOME`` or ``~/.cache``; not created here."""
+    if given := os.environ.get("EDITKIT_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "editkit"
+
+
+def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path") -> None:
+    """Write a file under another name beside its own, then rename: a reader sees the old file or the new one whole.
+
+    Args:
+        file: where it goes; its folder is made.
+        write: writes to the path that it is given.
+        field: name of the user's option that chose the place, for the message.
+
+    Raises:
+        InputError: it could not be written (no space, no permission); what was there before is untouched.
+    """
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{field}: expected to write {file}, but could not ({error}); what was there before is untouched: make "
+            "room, or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path, field: str) -> Path:
+    """The absolute path of a folder that is to be made whole by ``atomic_write_folder``.
+
+    Raises:
+        InputError: something is there that is not an empty folder.
+    """
+    where = folder.expanduser().resolve()
+    if where.exists() and (not where.is_dir() or any(where.iterdir())):
+        what = "has files in it" if where.is_dir() else "is a file"
+        raise InputError(
+            f"{field}: expected a folder that is empty or does not exist yet, but {folder} {what}; choose another, or "
+            "empty it"
+        )
+    return where
+
+
+def atomic_write_folder(folder: Path, write: Callable[[Path], object], field: str = "path") -> None:
+    """Write a folder under another name beside its own, then rename: there is a whole folder, or none.
+
+    Args:
+        folder: where it goes; empty or not there yet. Its parents are made.
+        write: fills the folder that it is given.
+        field: name of the user's option that chose the place, for the message.
+
+    Raises:
+        InputError: there is something already, or it could not be written (no space, no permission).
+    """
+    where = check_new_folder(folder, field)
+    part = where.with_name(f".{where.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        part.replace(where)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{field}: expected to write the folder {folder}, but could not ({error}); nothing was left there: make "
+            "room, or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 (first 16 hex digits) of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cached_by_files(files: list[Path], kind: str, work_out: Callable[[], Any]) -> Any:
+    """A JSON value worked out from files once, and again only after one of them changed in size or time.
+
+    Kept in the user's cache folder; where that cannot be written, the value is worked out each time.
+
+    Args:
+        files: what it depends on. A hub's revision is part of the path in its cache.
+        kind: what it is, so that several values can be kept of the same files.
+        work_out: makes it.
+    """
+    stamps = [(str(f.resolve()), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+    place = cache_folder() / "hashes" / f"{digest(kind, [s[0] for s in stamps])}.json"
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        if kept["stamps"] == [list(s) for s in stamps]:
+            return kept["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    value = work_out()
+    with contextlib.suppress(InputError):
+        atomic_write(place, lambda part: part.write_text(json.dumps({"stamps": stamps, "value": value})))
+    return value
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 (first 16 hex digits) of a file's content, remembered."""
+
+    def work_out() -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+    value: str = cached_by_files([file], "content", work_out)
+    return value
