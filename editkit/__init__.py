@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from editkit.api import EditedModel, edit
-    from editkit.callbacks import Report, WeightUpdate
+    from editkit.callbacks import Evaluation, Report, WeightUpdate
     from editkit.data.facts import Fact, load_facts
     from editkit.data.held_out import HeldOutText
     from editkit.data.module import FactsDataModule
@@ -19,48 +19,71 @@ if TYPE_CHECKING:
         EMMET,
         MEMIT,
         ROME,
+        ClosedFormEditor,
         Editor,
         LastLayer,
+        LayerProblem,
         SecondMomentSource,
         Spread,
         SquareRootSpread,
         ValueSearch,
     )
-    from editkit.edits import Edits, load_edits
+    from editkit.edits import (
+        Context,
+        Edit,
+        EditModule,
+        Edits,
+        ModuleEdit,
+        PromptEdit,
+        WeightEdit,
+        load_edits,
+    )
     from editkit.evaluation.protocol import Protocol
     from editkit.export import export_adapter, export_checkpoint
     from editkit.models.loading import load_language_model
     from editkit.utils.errors import InputError
 
 _HOME = {
-    "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
-    "SecondMomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
+    "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ClosedFormEditor": "editors",
+    "LayerProblem": "editors", "ValueSearch": "editors", "SecondMomentSource": "editors", "Spread": "editors",
+    "SquareRootSpread": "editors", "LastLayer": "editors",
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
     "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "evaluation.protocol",
-    "WeightUpdate": "callbacks", "Report": "callbacks",
-    "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "utils.errors",
-    "load_language_model": "models.loading", "export_adapter": "export", "export_checkpoint": "export",
+    "WeightUpdate": "callbacks", "Evaluation": "callbacks", "Report": "callbacks",
+    "Edit": "edits", "WeightEdit": "edits", "PromptEdit": "edits", "Context": "edits", "ModuleEdit": "edits",
+    "EditModule": "edits", "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api",
+    "InputError": "utils.errors", "load_language_model": "models.loading",
+    "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
 
 __all__ = [
     "EMMET",
     "MEMIT",
     "ROME",
+    "ClosedFormEditor",
+    "Context",
+    "Edit",
+    "EditModule",
     "EditedModel",
     "Editor",
     "Edits",
+    "Evaluation",
     "Fact",
     "FactsDataModule",
     "HeldOutText",
     "InputError",
     "LastLayer",
-    "SecondMomentSource",
+    "LayerProblem",
+    "ModuleEdit",
     "Probe",
+    "PromptEdit",
     "Protocol",
     "Report",
+    "SecondMomentSource",
     "Spread",
     "SquareRootSpread",
     "ValueSearch",
+    "WeightEdit",
     "WeightUpdate",
     "edit",
     "export_adapter",

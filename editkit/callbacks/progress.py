@@ -12,7 +12,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
-from editkit.editors.closed_form.editor import Editor
+from editkit.editors.base import Editor
 
 FACTS = "Batch"  # how the description of the bar that counts facts begins
 
@@ -42,21 +42,21 @@ class EditProgress(RichProgressBar):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._before, self._present, self._processes = 0, sys.maxsize, trainer.world_size
-        if isinstance(pl_module, Editor) and self.is_enabled:
-            pl_module.progress = self.show
+        self._before, self._present, self._processes = 0, sys.maxsize, 1
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_disabled or self.progress is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
+        sharded = isinstance(pl_module, Editor) and pl_module.shards_facts
+        self._processes = trainer.world_size if sharded else 1
         if isinstance(data, FactsDataModule):
-            present = data.batch_indices(trainer.current_epoch)
+            present = data.plan.positions(trainer.current_epoch)
             self._before, self._present = present.start, len(present)
         description = f"{FACTS} {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if self.train_progress_bar_id is None:
-            total = len(data.selected) if isinstance(data, FactsDataModule) else float("inf")
+            total = len(data.plan.facts) if isinstance(data, FactsDataModule) else float("inf")
             self.train_progress_bar_id = self._add_task(total, description)
         else:
             self.progress.update(self.train_progress_bar_id, description=description)
@@ -81,9 +81,3 @@ class EditProgress(RichProgressBar):
     @override
     def on_train_epoch_end(self, *_: Any) -> None:
         """Nothing: ``show`` was told."""
-
-    @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        if isinstance(pl_module, Editor):
-            pl_module.progress = None

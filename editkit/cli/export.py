@@ -101,8 +101,8 @@ def run(argv: list[str]) -> None:
 def show(console: Console, layers: list[AdapterLayer]) -> None:
     """Print ranks and errors."""
     table = Table(title="LoRA adapter", title_justify="left")
-    for name in ("block", "module", "rank", "rank of the edit", "relative error"):
+    for name in ("module", "rank", "rank of the edit", "relative error"):
         table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
     for layer in layers:
-        table.add_row(str(layer.layer), layer.module, str(layer.rank), str(layer.full_rank), shown(layer.error))
+        table.add_row(layer.module, str(layer.rank), str(layer.full_rank), shown(layer.error))
     console.print(table)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from typing_extensions import override
 
+from editkit.callbacks.evaluation import Evaluation
 from editkit.callbacks.progress import EditProgress
-from editkit.callbacks.report import Report
+from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.module import FactsDataModule
-from editkit.editors.closed_form.editor import Editor
+from editkit.data.plan import Measurement, RunPlan
+from editkit.editors.base import Editor
+from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
+from editkit.edits.same_run import check_same_run
+from editkit.models.fingerprint import fingerprint
 from editkit.runs.folder import RunFolder, free_folder
+from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.quiet import quiet_lightning
@@ -50,7 +56,8 @@ class EditkitCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(WeightUpdate, "weight_update")
+        parser.add_lightning_class_args(WeightUpdate, "weight_update", subclass_mode=True)
+        parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(Report, "report")
         parser.add_argument(
             "--run_dir",
@@ -59,7 +66,9 @@ class EditkitCLI(LightningCLI):
             help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs. Where fit was interrupted, "
             "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, the first free N).",
         )
-        parser.set_defaults({"model": {"class_path": "editkit.EMMET"}})
+        parser.set_defaults(
+            {"model": {"class_path": "editkit.EMMET"}, "weight_update": {"class_path": "editkit.WeightUpdate"}}
+        )
 
     @staticmethod
     @override
@@ -102,44 +111,56 @@ class EditkitCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
         self._prepare()
-        self.datamodule.resolve_batch_size(self.model.max_batch_size)
-        _ = self.model.edited_layers, self.model.templates  # checked before anything is written
-        if math.isnan(self.model.rho):
-            self.datamodule.hold_out()  # before anything is measured, since it may take prompts out of what is
-        report, update = self._callback(Report), self._callback(WeightUpdate)
-        self._open(report, update)
-        if not report.evaluated("before"):
+        update, evaluation = self._callback(WeightUpdate), self._callback(Evaluation)
+        update.make_plan(self.trainer, self.model, self.datamodule)  # checked before anything is written
+        self._open(resumable=True)
+        resumed = read_run(self.folder) if self.folder is not None else None
+        if self.folder is not None:
+            update.write_to(self.folder / EDITS)
+        if resumed is not None and resumed.edits is not None:
+            update.resume_from(resumed.edits, resumed.start)
+        plan = update.make_plan(self.trainer, self.model, self.datamodule)
+        if resumed is not None and resumed.edits is not None and resumed.edits.model:
+            check_same_run(resumed.edits, fingerprint(self.model.editable.model), self.model.about(), plan)
+        results = evaluation.begin(self.datamodule, plan.sequential, resumed.records if resumed is not None else ())
+        self._lock(resumed)
+        if not results.has("before"):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Write and show the report."""
-        size = self.datamodule.batch_size
-        self._finish(f"{type(self.model).__name__}, layers {self.model.edited_layers}, batches of {size}")
+        plan = self.datamodule.plan
+        layers = f", layers {self.model.edited_layers}" if isinstance(self.model, ClosedFormEditor) else ""
+        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan)
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
         self._prepare()
+        self.datamodule.make_plan(generations=self._callback(Evaluation).protocol.generations)
         self.ledger = self._ledger()
-        self._open(self._callback(Report), None)
+        sequential = self.ledger is not None and self.ledger[0].sequential
+        self._callback(Evaluation).begin(self.datamodule, sequential)
+        self._open(resumable=False)
+        self._lock(None)
 
     def after_validate(self) -> None:
         """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
+        plan = self.datamodule.plan
         if self.ledger is None:
-            self._finish("nothing edited")
+            self._finish("nothing edited", plan)
             return
         edits, batches = self.ledger
-        data, model = self.datamodule, self.model.editable.model
-        data.edited, data.sequential = True, edits.sequential
+        model, tokenizer = self.model.editable.model, self.model.tokenizer
         for batch in batches:
-            edits.apply(model, batch)
-            if len(batches) > 1:
-                data.only, data.present = self._facts_of(edits, batch), batch
-            self.trainer.validate(self.model, datamodule=data, verbose=False)
+            facts: Sequence[int] = self._facts_of(edits, batch) if len(batches) > 1 else range(len(plan.facts))
+            measurement = Measurement({"after": facts}, batch if len(batches) > 1 else None)
+            edits.apply(model, batch, tokenizer=tokenizer)
+            self.trainer.validate(self.model, datamodule=self.datamodule.measuring(measurement), verbose=False)
             edits.undo(model)
         how = "sequential" if edits.sequential else "independent"
         count = f"{len(edits.batches)} {how} batches" if len(edits.batches) > 1 else "one batch"
         chosen = self.config[self.subcommand].get("edits_batch")
-        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""))
+        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""), plan)
 
     def _ledger(self) -> tuple[Edits, list[int | None]] | None:
         """The ledger to apply, if any, and which of its batches at a time; checked against the model."""
@@ -150,6 +171,7 @@ class EditkitCLI(LightningCLI):
                 raise InputError(f"edits_batch: expected --edits beside it, but got {chosen} alone; give the ledger")
             return None
         edits, model = load_edits(Path(path).expanduser()), self.model.editable.model
+        tokenizer = self.model.tokenizer
         if not edits.batches:
             raise InputError(f"edits: expected a ledger with batches of edits, but {path} has none yet; finish its run")
         if edits.sequential or chosen is not None or len(edits.batches) == 1:
@@ -161,14 +183,14 @@ class EditkitCLI(LightningCLI):
                     f"edits: {path} has {len(edits.batches)} independent batches and none has a fact of data.facts; "
                     "expected the facts that were edited, or --edits_batch for the one to apply"
                 )
-        edits.apply(model, batches[0])
+        edits.apply(model, batches[0], tokenizer=tokenizer)
         edits.undo(model)
         return edits, batches
 
     def _facts_of(self, edits: Edits, batch: int | None) -> list[int]:
         """Positions of the run's facts that a batch of a ledger edited."""
-        made = {fact.fact_id for fact in edits.batches[batch or 0].facts}
-        return [i for i, fact in enumerate(self.datamodule.selected) if fact.fact_id in made]
+        edited = {fact.fact_id for fact in edits.batches[batch or 0].facts}
+        return [i for i, fact in enumerate(self.datamodule.selected) if fact.fact_id in edited]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -184,43 +206,43 @@ class EditkitCLI(LightningCLI):
         self.datamodule.setup()
         self.model.configure_model()
 
-    def _open(self, report: Report, update: WeightUpdate | None) -> None:
-        """Open the run folder, and take over what an interrupted run left there."""
+    def _open(self, resumable: bool) -> None:
+        """Find the run folder, and check that what is there can be gone on with; nothing is written yet."""
         asked = self.config[self.subcommand].get("run_dir")
+        self.folder: Path | None = Path(asked).expanduser() if asked else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
-            if asked:
-                self._take_over(Path(asked).expanduser(), report, update)
             return
-        folder = RunFolder(Path(asked).expanduser() if asked else free_folder(type(self.model).__name__.lower()))
-        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-        folder.check(config, resumable=update is not None)
-        self._take_over(folder.path, report, update)
-        folder.open(config)
-        self.run_folder = folder
-        version = f"after_{len(update.edits.batches)}_batches" if update is not None and folder.went_on else ""
-        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder.path, name="logs", version=version)]
+        self.folder = self.folder or free_folder(type(self.model).__name__.lower())
+        self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        self.run_folder = RunFolder(self.folder)
+        self.run_folder.check(self.run_config, resumable=resumable)
 
-    def _take_over(self, folder: Path, report: Report, update: WeightUpdate | None) -> None:
-        if update is not None:
-            update.keep_in(folder / "edits")
-            update.check_same(self.model, self.datamodule)
-        made = len(update.edits.batches) if update is not None else 0
-        report.keep_in(folder, self.datamodule, made)
-        if update is not None and made:
-            # the last one's weights may be there without its scores
-            update.resume_from(update.edits, made if report.evaluated("after", made - 1) else made - 1)
-            if self.trainer.global_rank == 0:
-                Console().print(f"run folder: {folder} has {made} of {self.datamodule.num_batches} batches: going on")
+    def _lock(self, resumed: Resumption | None) -> None:
+        """Take the run folder, once all is checked, and say where an interrupted run goes on."""
+        report = self._callback(Report)
+        if self.folder is not None:
+            report.write_to(self.folder)
+        if self.trainer.global_rank or self.folder is None:
+            return
+        if resumed is not None and resumed.batches:
+            batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
+            Console(soft_wrap=True).print(f"run folder: {self.folder} has {batches}: going on", highlight=False)
+        self.run_folder.open(self.run_config)
+        version = f"after_{resumed.batches}_batches" if resumed is not None and self.run_folder.went_on else ""
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
 
-    def _finish(self, how: str) -> None:
+    def _finish(self, how: str, plan: RunPlan) -> None:
+        """Write and show the report."""
         if self.trainer.global_rank:
             return
-        report: Report = self._callback(Report)
-        title, data = f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}", self.datamodule
-        report.write(title, [data.batch_indices(n).stop for n in range(data.num_batches)])
-        console = Console()
-        report.show(console, title)
-        console.print(f"run folder: {report.folder}", highlight=False)
+        evaluation = self._callback(Evaluation)
+        results, title = evaluation.results, f"{self.model.lm}, {len(plan.facts)} facts, {how}"
+        metrics = results.metrics(evaluation.protocol)
+        assert self.folder is not None
+        write_report(self.folder, results, metrics, title, plan)
+        console = Console(soft_wrap=True)
+        show_report(console, results, metrics, title)
+        console.print(f"run folder: {self.folder}", highlight=False)
         self.run_folder.close()
 
 

@@ -199,7 +199,7 @@ class Evaluator:
         """Texts, and how varied they are."""
         p = self.protocol
         prompts = [row.prompt for row in rows]
-        begun = [len(span.ids) for span in encode(self.tokenizer, [prompt.rstrip(" ") for prompt in prompts])]
+        begun = self._lengths(prompts)
         lengths = [max(0, p.generation_length - n * (p.length_counts == "text")) for n in begun]
         names = [f"{row.fact} {row.number}" for row in rows]
         made = generate(self.editable, self.tokenizer, prompts, lengths, p.top_k, p.seed, names)
@@ -227,7 +227,7 @@ class Evaluator:
             nll = self._nll(scores).view(len(rows), -1).tolist()
         if probe.probe.scored != "likelihood":
             room = max(len(s.ids) for s in encode(self.tokenizer, words)) + ANSWER_TOKENS
-            lengths = [len(s.ids) for s in encode(self.tokenizer, prompts)]
+            lengths = self._lengths(prompts)
             fits = [f and n + room <= self.editable.context for f, n in zip(fits, lengths, strict=True)]
             asked = [i for i, f in enumerate(fits) if f]
             said = continue_greedily(self.editable, self.tokenizer, [prompts[i] for i in asked], room)
@@ -244,6 +244,11 @@ class Evaluator:
         """Likelihoods of windows of text."""
         nll = window_nll(self.editable, [row.ids for row in rows]).tolist()
         return [TextResult(row, value, len(row.ids) - 1) for row, value in zip(rows, nll, strict=True)]
+
+    def _lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of prompts as they are run, with what prompt edits put before them."""
+        texts = [prompt.rstrip(" ") for prompt in self.editable.in_context(prompts)]
+        return [len(span.ids) for span in encode(self.tokenizer, texts)]
 
     def _scored(self, prompts: Sequence[str], targets: Sequence[str]) -> TargetScores:
         return score_targets(self.editable, self.tokenizer, prompts, targets, self.protocol.separator)

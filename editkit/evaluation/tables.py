@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from editkit.data.plan import PHASES
+
 SCORES = ("ES", "EM", "PS", "PM", "NS", "NM", "S")
 WORDS = ("EA", "PA", "NA", "UA", "GE", "RS")
-PHASES = ("before", "after", "final")
 
 
 def tables(metrics: Mapping[str, Any], title: str, main: Mapping[str, str]) -> Iterator[Table]:

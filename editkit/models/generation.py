@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
-from typing_extensions import override
+from transformers import PreTrainedTokenizerBase
 
+from editkit.models.caches import PreallocatedCache
 from editkit.models.editable import EditableModel
 from editkit.models.fused import fused_activations
 from editkit.models.prefixes import Tokens
@@ -26,50 +25,6 @@ from editkit.utils.memory import free_bytes
 
 CPU_BYTES = 1 << 30  # of keys and values at a time
 COMPACT = 8  # rows that are done leave once they are one in so many
-
-
-class PreallocatedCache(DynamicCache):
-    """Keys and values in buffers of their final length: a step writes its own and moves nothing.
-
-    Args:
-        room: tokens that there is room for, padding included.
-    """
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.length = room, 0
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @override
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of one block so far, (rows, heads, length, head size) each; views of the buffers."""
-        if layer_idx not in self.kept:
-            self.kept[layer_idx] = (self._buffer(key_states), self._buffer(value_states))
-        end = self.length + key_states.shape[-2]
-        for buffer, new in zip(self.kept[layer_idx], (key_states, value_states), strict=True):
-            buffer[:, :, self.length : end] = new
-        keys, values = self.kept[layer_idx]
-        return keys[:, :, :end], values[:, :, :end]
-
-    def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_empty(*like.shape[:2], self.room, like.shape[-1])
-
-    @override
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the steps that are over, padding included."""
-        return self.length
-
-    @override
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask must cover."""
-        return self.length + query_length, 0
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
-        for layer, (keys, values) in self.kept.items():
-            self.kept[layer] = (keys[rows], values[rows])
 
 
 @torch.no_grad()
@@ -101,7 +56,7 @@ def generate(
     Returns:
         N continuations, the end-of-text token excluded.
     """
-    spans = [s.ids for s in encode(tokenizer, [p.rstrip(" ") for p in prompts])]
+    spans = [s.ids for s in encode(tokenizer, [p.rstrip(" ") for p in editable.in_context(prompts)])]
     asked = [new_tokens] * len(spans) if isinstance(new_tokens, int) else list(new_tokens)
     lengths = [min(n, editable.context - len(ids)) for n, ids in zip(asked, spans, strict=True)]
     made: list[Tokens] = [()] * len(spans)

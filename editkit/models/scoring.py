@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from editkit.functional.values import group_mean, token_nll
+from editkit.models.caches import FrozenCache, PrefixKVCache
 from editkit.models.editable import EditableModel, StopForward, hidden_of, watching
 from editkit.models.fused import fused_activations
-from editkit.models.prefixes import PrefixKVCache, Tokens
-from editkit.models.replay import FrozenCache
+from editkit.models.prefixes import Tokens
 from editkit.models.spans import encode, length_batches, pad, positions
 from editkit.utils.errors import InputError, shorten
 
@@ -96,7 +96,7 @@ def score_targets(
     Raises:
         InputError: a prompt that leaves no token before its target's first one.
     """
-    pairs = [(p.rstrip(" "), t) for p, t in zip(prompts, targets, strict=True)]
+    pairs = [(p.rstrip(" "), t) for p, t in zip(editable.in_context(prompts), targets, strict=True)]
     distinct = list(dict.fromkeys(pairs))
     starts = [len(p) + len(separator) - 1 for p, _ in distinct]
     spans = encode(tokenizer, [f"{p}{separator}{t}" for p, t in distinct], target_starts=starts)
@@ -128,6 +128,32 @@ def target_nll(
 ) -> Tensor:
     """Mean negative log-likelihood per token of each target after its prompt and one space; (N,) float32, nats."""
     return score_targets(editable, tokenizer, prompts, targets, max_tokens=max_tokens).nll
+
+
+def differentiable_nll(
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
+) -> Tensor:
+    """Mean negative log-likelihood per token of each target after its prompt and one space, with gradients.
+
+    One plain forward over all rows, for editors that train something; ``target_nll`` is for measuring.
+
+    Args:
+        editable: the model; whatever of it wants a gradient gets one.
+        tokenizer: its fast tokenizer.
+        prompts: N prompts; trailing spaces are dropped.
+        targets: N targets, without their leading space.
+
+    Returns:
+        (N,) float32, nats.
+    """
+    begun = [prompt.rstrip(" ") for prompt in editable.in_context(prompts)]
+    texts = [f"{prompt} {target}" for prompt, target in zip(begun, targets, strict=True)]
+    spans = encode(tokenizer, texts, target_starts=[len(prompt) for prompt in begun])
+    ids, mask = pad([span.ids for span in spans], editable.device)
+    logits = editable.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    places = [(row, at) for row, span in enumerate(spans) for at in range(span.target, len(span.ids))]
+    row, at = torch.tensor(places, device=ids.device).T
+    return group_mean(token_nll(logits[row, at - 1], ids[row, at]), row, len(spans))
 
 
 @torch.no_grad()

@@ -26,7 +26,9 @@ from editkit.covariance import SecondMomentSource, second_moments
 from editkit.data.facts import Fact, as_facts
 from editkit.data.rows import evaluation_rows
 from editkit.editors import EMMET, ValueSearch
-from editkit.edits import WeightSnapshot, apply_delta
+from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.edits import WeightSnapshot
+from editkit.edits.weight_edit import apply_delta
 from editkit.evaluation.evaluator import Evaluator
 from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.scores import FactScores
@@ -92,21 +94,26 @@ class Bench:
         ]
         self.moment: FactoredSecondMoment = factor_second_moment(moment)
         self.effective_rank = effective_rank(moment)
-        for start in track(range(0, len(facts), 16), description=f"values, block {layer}"):
-            self.editor.find_values([[f] for f in facts[start : start + 16]])
-        self.keys = torch.cat(self.editor.found.keys, 1)
-        self.residuals = torch.cat(self.editor.found.values, 1) - self.editor.states([[f] for f in facts])
+        vectors = ValueVectors.cat(
+            [
+                self.editor.find_values([[f] for f in facts[start : start + 16]])
+                for start in track(range(0, len(facts), 16), description=f"values, block {layer}")
+            ]
+        )
+        self.keys = vectors.keys
+        self.residuals = vectors.values - self.editor.searcher.states(vectors.groups)
+        self.name = self.editable.parameter_of(layer)
         self.weight_norm = float(self.editable.weight(layer).norm())
 
     def scores(self, batches: Sequence[Tensor], rho: float) -> tuple[dict[str, float], float]:
         """Scores after editing each batch of fact indices alone, and the mean ‖Δ‖ / ‖W‖."""
         total, norms = FactScores(), []
         subject = Evaluator(self.editable, self.editor.tokenizer, Protocol())
-        snapshot = WeightSnapshot(self.editable, [self.layer])
+        snapshot = WeightSnapshot(self.editable, [self.name])
         for batch in track(batches, description="edits", transient=True):
             delta: LowRankDelta = emmet_update(self.keys[:, batch], self.residuals[:, batch], self.moment, rho)
             norms.append(delta.norm() / self.weight_norm)
-            apply_delta(self.editable, self.layer, delta)
+            apply_delta(self.editable, self.name, delta)
             total.update(subject.edits(evaluation_rows([self.facts[i] for i in batch], batch.tolist())))
             snapshot.restore()
         return {k: v["mean"] for k, v in total.results(intervals=False).items()}, sum(norms) / len(norms)

@@ -22,7 +22,7 @@ def arguments(folder: Path) -> list[str]:
     return [
         "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
         "--data.probes=[{task: sst2, examples: 6, shots: 1}]", "--data.text.num_tokens=300",
-        "--model.protocol.generation_length=24", f"--model.second_moment={moments}",
+        "--evaluation.protocol.generation_length=24", f"--model.second_moment={moments}",
         "--data.num_facts=5", "--data.batch_size=4", "--weight_update.mode=sequential",
         "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from editkit.models.loading import load_language_model
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = [
     "--data.num_facts=5", "--data.batch_size=2", "--data.probe_every=2", "--data.text.num_tokens=300",
-    "--model.protocol.generation_length=32", "--trainer.enable_progress_bar=false",
+    "--evaluation.protocol.generation_length=32", "--trainer.enable_progress_bar=false",
     '--data.probes=[{task: sst2, examples: 6, shots: 1}, {task: cola, examples: 6, scored: both}]',
 ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_bad_input_is_one_line(sequential: Path, tmp_path: Path, capsys: pytest.
         ([f"--data.probes=[{{task: sst2, source: {bad}}}]"], ("probes.sst2", "line 2", "'label'", "'mixed'", "remove")),
         (["--data.probes=[{task: sst3}]"], ("probes.task", "sst2", "'sst3'")),
         (["--data.probes=[{task: sst2}, {task: sst2}]"], ("probes", "'sst2' twice", "name")),
-        (["--model.protocol=papre"], ("protocol", "easyedit", "'papre'")),
+        (["--evaluation.protocol=papre"], ("protocol", "easyedit", "'papre'")),
         ([f"--edits={tmp_path / 'none'}"], ("edits", "none")),
         (["--edits_batch=1"], ("edits_batch", "--edits")),
         ([f"--edits={sequential / 'edits'}", "--edits_batch=7"], ("batch", "0 to 2", "7")),
@@ -163,7 +163,7 @@ def test_the_run_goes_on_where_it_can(tmp_path: Path, capsys: pytest.CaptureFixt
     options = [
         "validate", f"--data.facts={tmp_path / 'facts.json'}", f"--run_dir={tmp_path / 'run'}",
         f"--data.probes=[{{task: sst2, source: {tmp_path / 'sst2.jsonl'}, pool: 0, scored: both}}]",
-        "--trainer.enable_progress_bar=false", "--model.protocol=public",
+        "--trainer.enable_progress_bar=false", "--evaluation.protocol=public",
     ]  # fmt: skip
     with pytest.warns(UserWarning, match="2 of .* rows are longer than the model's context window of 256 tokens"):
         assert main(options) == 0
