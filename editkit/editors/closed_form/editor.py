@@ -258,15 +258,24 @@ class ClosedFormEditor(Editor):
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
         from editkit.editors.closed_form.tuning import choose_ridge
 
-        self._second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
+        self.use_second_moments(
+            factored_second_moments(
+                self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
+            )
         )
-        self._earlier = {}
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
         if self.needs_tuning:
             self._findings = choose_ridge(self, plan)
             self._rho = float(self._findings["rho"])
+
+    def use_second_moments(self, second_moments: Mapping[int, FactoredSecondMoment]) -> None:
+        """Begin with these second moments of the edited layers, and with no earlier keys.
+
+        ``prepare`` calls it with those that ``second_moment`` names. By itself it is what ``edit_for`` wants where
+        vectors are solved apart from a run.
+        """
+        self._second_moments, self._earlier = dict(second_moments), {}
 
     @override
     def findings(self) -> dict[str, Any]:
