@@ -169,6 +169,11 @@ class FactsDataModule(L.LightningDataModule):
             )
         return batches * self.batch_size
 
+    def read_facts(self) -> list[Fact]:
+        """The facts to edit, read now if they were not."""
+        self.setup()
+        return list(self.selected)
+
     # ---------------------------------------------------------------- the plan
 
     def make_plan(

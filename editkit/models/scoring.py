@@ -130,32 +130,6 @@ def target_nll(
     return score_targets(editable, tokenizer, prompts, targets, max_tokens=max_tokens).nll
 
 
-def differentiable_nll(
-    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
-) -> Tensor:
-    """Mean negative log-likelihood per token of each target after its prompt and one space, with gradients.
-
-    One plain forward over all rows, for editors that train something; ``target_nll`` is for measuring.
-
-    Args:
-        editable: the model; whatever of it wants a gradient gets one.
-        tokenizer: its fast tokenizer.
-        prompts: N prompts; trailing spaces are dropped.
-        targets: N targets, without their leading space.
-
-    Returns:
-        (N,) float32, nats.
-    """
-    begun = [prompt.rstrip(" ") for prompt in editable.in_context(prompts)]
-    texts = [f"{prompt} {target}" for prompt, target in zip(begun, targets, strict=True)]
-    spans = encode(tokenizer, texts, target_starts=[len(prompt) for prompt in begun])
-    ids, mask = pad([span.ids for span in spans], editable.device)
-    logits = editable.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    places = [(row, at) for row, span in enumerate(spans) for at in range(span.target, len(span.ids))]
-    row, at = torch.tensor(places, device=ids.device).T
-    return group_mean(token_nll(logits[row, at - 1], ids[row, at]), row, len(spans))
-
-
 @torch.no_grad()
 def window_nll(editable: EditableModel, windows: Sequence[Tokens], max_tokens: int = 4096) -> Tensor:
     """Negative log-likelihood of each window of tokens, from its second token on: (N,) float32, nats in all."""

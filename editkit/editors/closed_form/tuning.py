@@ -14,7 +14,8 @@ from rich.progress import Progress
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan, Tuning
-from editkit.editors.closed_form.editor import ClosedFormEditor, LayerProblem
+from editkit.editors.closed_form.editor import ClosedFormEditor
+from editkit.editors.closed_form.layers import LayerProblem
 from editkit.editors.closed_form.search import SearchTotals
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import AppliedEdits
@@ -83,7 +84,8 @@ def score_path(editor: ClosedFormEditor, tuning: Tuning | None, progress: bool =
     applied = AppliedEdits(editor.editable)
     with progress_bar(progress) as bar:
         vectors = _find(editor, tuning.facts, bar)
-        first = editor.problem(vectors, 0)
+        solver = editor.layer_solver
+        first = solver.problem(vectors, 0)
         path = ridge_path(first.keys, first.residuals, first.second_moment)
 
         def solve(problem: LayerProblem, rho: float) -> Delta:
@@ -95,9 +97,9 @@ def score_path(editor: ClosedFormEditor, tuning: Tuning | None, progress: bool =
         waiting = path.grid(RIDGES)
         while waiting:
             rho = waiting.pop(0)
-            solved = editor.solve_layers(vectors, partial(solve, rho=rho), first)
+            solved = solver.solve(vectors, partial(solve, rho=rho), first)
             try:
-                applied.apply(editor.weight_edit(solved))
+                applied.apply(solved.edit(editor.editable))
                 scores = tuning.score(tuning.rows)
             finally:
                 applied.restore()
