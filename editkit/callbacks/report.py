@@ -45,16 +45,16 @@ class Report(L.Callback):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data, evaluation = trainer.datamodule, Evaluation.of(trainer)  # type: ignore[attr-defined]
-        if not isinstance(data, FactsDataModule) or evaluation is None or evaluation.latest is None:
+        evaluation = Evaluation.of(trainer)
+        if evaluation is None:  # nothing is measured
             return
-        assert isinstance(pl_module, Editor) and evaluation.results is not None
-        found = evaluation.latest
+        assert isinstance(pl_module, Editor) and evaluation.results is not None and evaluation.latest is not None
+        plan, found = FactsDataModule.of_trainer(trainer).plan, evaluation.latest
         phases, batch = found.measurement.phases, found.measurement.batch
         samples = [
             {**sample, "phase": phase, "batch": batch}
             for phase, facts in phases.items()
-            for sample in self._samples(pl_module, data.plan, facts)
+            for sample in self._samples(pl_module, plan, facts)
         ]
         evaluation.results.add_samples(samples)
         if self.folder is not None and trainer.is_global_zero:

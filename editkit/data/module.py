@@ -114,6 +114,18 @@ class FactsDataModule(L.LightningDataModule):
         module.selected = list(facts)
         return module
 
+    @classmethod
+    def of_trainer(cls, trainer: L.Trainer) -> FactsDataModule:
+        """The data module that a trainer runs on.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, cls):
+            raise InputError(f"data: expected an editkit.FactsDataModule, but got {type(data).__name__}; give one")
+        return data
+
     @override
     def setup(self, stage: str | None = None) -> None:
         """Read and select the facts, and read the probes (once)."""

@@ -67,9 +67,11 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if with_text:
         right = axes.twinx()
-        there = [p for p in points if "text" in p.figures]
-        values = [p.figures["text"]["perplexity"]["mean"] for p in there]
-        right.plot([_place(p, edits)[0] for p in there], values, "k--", marker=".", label="perplexity (right)")
+        with_perplexity = [p for p in points if "text" in p.figures]
+        values = [p.figures["text"]["perplexity"]["mean"] for p in with_perplexity]
+        right.plot(
+            [_place(p, edits)[0] for p in with_perplexity], values, "k--", marker=".", label="perplexity (right)"
+        )
         right.set_ylim(0, 1.5 * max(values))  # small changes are to look small
         right.set_ylabel("perplexity of held-out text")
         right.legend(fontsize=8, loc="lower right")

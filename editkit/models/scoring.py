@@ -156,10 +156,10 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
         mask: (rows, cached + length), 1 for tokens, 0 for padding.
         cache: keys and values of the tokens before these, which the model may add to; None: there are none.
     """
-    kept: list[Tensor] = []
+    hidden: list[Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
-        kept.append(hidden_of(output))
+        hidden.append(hidden_of(output))
         raise StopForward
 
     hook = editable.blocks[-1].register_forward_hook(keep)
@@ -168,7 +168,7 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
         )  # fmt: skip
-    return kept[0]
+    return hidden[0]
 
 
 class _Work:
@@ -230,13 +230,13 @@ class _Work:
         if longer and cache is not None:
             self._tails(longer, _cached(cache, mask))
 
-    def _tails(self, targets: list[tuple[int, int]], kept: PrefixKVCache) -> None:
+    def _tails(self, targets: list[tuple[int, int]], cache: PrefixKVCache) -> None:
         """Tokens after the first of targets that have several: run on what attention kept of their prefixes."""
         device = self.editable.device
         for batch in length_batches([len(self.wanted[i]) - 1 for _, i in targets], self.max_tokens // 8 or 1):
             part = [targets[n] for n in batch]
             ids, mask = pad([self.wanted[i][:-1] for _, i in part], device)
-            prefix = kept.select(torch.tensor([row for row, _ in part], device=device))
+            prefix = cache.select(torch.tensor([row for row, _ in part], device=device))
             hidden = run(self.editable, ids, torch.cat([prefix.mask, mask], 1), FrozenCache(prefix))
             row, at = mask.nonzero(as_tuple=True)
             places = [(n, part[r][1], a + 1) for n, (r, a) in enumerate(zip(row.tolist(), at.tolist(), strict=True))]
