@@ -28,8 +28,9 @@ from editkit.editors.closed_form.dependence import check_dependence
 from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
 from editkit.editors.closed_form.preserved import PreservedKeys
 from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch
-from editkit.editors.closed_form.searcher import ValueSearcher
+from editkit.editors.closed_form.searcher import Progress, ValueSearcher
 from editkit.editors.closed_form.spread import Spread
+from editkit.editors.closed_form.tuning import choose_ridge
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment
@@ -227,8 +228,6 @@ class ClosedFormEditor(Editor):
     @override
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
-        from editkit.editors.closed_form.tuning import choose_ridge
-
         second_moments = factored_second_moments(
             self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
         )
@@ -236,7 +235,7 @@ class ClosedFormEditor(Editor):
         self._rho, self._findings = None, {}
         self.preserve(second_moments)
         if self.needs_tuning:
-            self._findings = choose_ridge(self, plan)
+            self._findings = choose_ridge(self._find, self.layer_solver, plan)
             self._rho = float(self._findings["rho"])
             self.preserve(second_moments)
 
@@ -264,8 +263,16 @@ class ClosedFormEditor(Editor):
 
     def find_values(self, groups: Sequence[Group]) -> ValueVectors:
         """v* and keys of groups of facts that share a key, apart from any run."""
+        return self._find(groups)[0]
+
+    def _find(
+        self,
+        groups: Sequence[Group],
+        totals: SearchTotals = SearchTotals(),  # noqa: B008 - frozen
+        progress: Progress | None = None,
+    ) -> tuple[ValueVectors, SearchTotals]:
         with torch.enable_grad():
-            return self.searcher.find(groups, self.offset, self.configure_optimizers())[0]
+            return self.searcher.find(groups, self.offset, self.configure_optimizers(), totals, progress)
 
     def _begin_batch(self) -> None:
         self._found: list[ValueVectors] = []
