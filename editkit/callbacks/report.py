@@ -12,13 +12,12 @@ from rich.console import Console
 from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
-from editkit.data.tasks import TASKS
 from editkit.editors.closed_form.editor import Editor
 from editkit.evaluation.files import Row, read_records, write_part, write_records
 from editkit.evaluation.plots import write_path
 from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.results import RunResults
-from editkit.evaluation.tables import tables
+from editkit.evaluation.tables import notes, tables
 from editkit.models.generation import continue_greedily
 from editkit.utils.files import atomic_write
 
@@ -132,10 +131,9 @@ class Report(L.Callback):
 
     @property
     def main(self) -> dict[str, str]:
-        """Per probe, the metric that is drawn and shown: GLUE's."""
+        """Per probe, the metric that is drawn and shown: its task's."""
         probes = self.book.probes if self.book is not None else []
-        names = [(p.probe.title, TASKS[p.probe.task].main) for p in probes]
-        return {**dict(names), **{f"{title} (generated)": metric for title, metric in names}}
+        return {title: p.task.main for p in probes for title in (p.probe.title, f"{p.probe.title} (generated)")}
 
     def write(self, title: str = "", edits: list[int] | None = None) -> None:
         """Write metrics.json, records.jsonl and the path of the probes into the run folder.
@@ -163,6 +161,8 @@ class Report(L.Callback):
             )
         for table in tables(metrics, title, self.main):
             console.print(table)
+        for line in notes(metrics, self.main):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         for phase, count in metrics.get("skipped", {}).items():
             console.print(f"{phase}: {count} rows are longer than the context window and were left out")
         for entry in metrics["samples"]:
