@@ -93,7 +93,7 @@ class WeightUpdate(L.Callback):
             most if most is not None and most >= 0 else None,
             editor.needs_tuning,
             batches_done=len(self.edits.batches),
-            generations=protocol.generations,
+            questions=protocol.questions,
             folder=self.folder,
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,

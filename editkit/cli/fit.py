@@ -136,7 +136,7 @@ class EditkitCLI(LightningCLI):
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
         self._prepare()
-        self.datamodule.make_plan(generations=self._callback(Evaluation).protocol.generations)
+        self.datamodule.make_plan(questions=self._callback(Evaluation).protocol.questions)
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)

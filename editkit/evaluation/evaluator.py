@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from editkit.data.fitting import answer_room
 from editkit.data.probes import ProbeRow, ProbeSet, answer_of
 from editkit.data.rows import NEIGHBORHOOD, UNRELATED, EvaluationRow, GenerationRow, Row, TextRow
 from editkit.evaluation.protocol import Protocol, cut
@@ -22,7 +23,6 @@ from editkit.models.generation import continue_greedily, generate
 from editkit.models.scoring import TargetScores, agreement, score_targets, window_nll
 from editkit.models.spans import encode
 
-ANSWER_TOKENS = 5  # of a probe's answer, beyond the longest word's own
 Tokens = tuple[int, ...]
 #: fact, kind and number of a row, to the tokens that the unedited model predicted there
 BaselinePredictions = Mapping[tuple[int, int, int], Tokens]
@@ -208,7 +208,7 @@ class Evaluator:
         for row, fits, tokens in zip(rows, room, continuations, strict=True):
             text = str(self.tokenizer.decode(list(tokens)))
             whole = p.entropy_over == "text"
-            ids = [*self.tokenizer(row.prompt)["input_ids"], *tokens] if whole else tokens
+            ids = [*self.tokenizer(row.prompt, verbose=False)["input_ids"], *tokens] if whole else tokens
             pieces = cut(row.prompt + text if whole else text, ids, p.ngrams)
             results.append(GenerationResult(row, text, generation_entropy(pieces) if fits else float("nan"), fits))
         return results
@@ -226,7 +226,7 @@ class Evaluator:
             fits = scores.fits.view(len(rows), -1).all(1).tolist()
             nll = self._nll(scores).view(len(rows), -1).tolist()
         if probe.probe.scored != "likelihood":
-            room = max(len(s.ids) for s in encode(self.tokenizer, words)) + ANSWER_TOKENS
+            room = answer_room(self.tokenizer, probe.task)
             lengths = self._lengths(prompts)
             fits = [f and n + room <= self.editable.context for f, n in zip(fits, lengths, strict=True)]
             fitting = [i for i, f in enumerate(fits) if f]

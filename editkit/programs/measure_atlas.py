@@ -71,7 +71,7 @@ def knowledge(editable: EditableModel, tokenizer: PreTrainedTokenizerBase, sampl
     grammar, prose = Grammar(), random.Random("unseen prose")
     documents = [grammar.document(prose, 5).split(" ", 1) for _ in range(300)]
     nll = target_nll(editable, tokenizer, [d[0] for d in documents], [d[1] for d in documents])
-    lengths = torch.tensor([len(tokenizer(d[1])["input_ids"]) for d in documents], dtype=torch.float32)
+    lengths = torch.tensor([len(tokenizer(d[1], verbose=False)["input_ids"]) for d in documents], dtype=torch.float32)
     found["perplexity of unseen prose"] = math.exp(float((nll * lengths).sum() / lengths.sum()))
     return found
 

@@ -57,7 +57,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def finished(name: str, runs: dict[str, Path]) -> Path:
     if name not in runs:
-        assert main(arguments(name, run := runs[""] / name)) == 0
+        run = runs[""] / name
+        assert main(arguments(name, run)) == 0
         runs[name] = run
     return runs[name]
 
