@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from editkit.data.held_out import HeldOutText
     from editkit.data.module import FactsDataModule
     from editkit.data.probes import Probe
+    from editkit.data.task_description import TaskDescription
     from editkit.editors import (
         EMMET,
         MEMIT,
@@ -48,7 +49,8 @@ _HOME = {
     "LayerProblem": "editors", "ValueSearch": "editors", "SecondMomentSource": "editors", "Spread": "editors",
     "SquareRootSpread": "editors", "LastLayer": "editors",
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
-    "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "evaluation.protocol",
+    "Probe": "data.probes", "TaskDescription": "data.task_description", "HeldOutText": "data.held_out",
+    "Protocol": "evaluation.protocol",
     "WeightUpdate": "callbacks", "Evaluation": "callbacks", "Report": "callbacks",
     "Edit": "edits", "WeightEdit": "edits", "PromptEdit": "edits", "Context": "edits", "ModuleEdit": "edits",
     "EditModule": "edits", "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api",
@@ -82,6 +84,7 @@ __all__ = [
     "SecondMomentSource",
     "Spread",
     "SquareRootSpread",
+    "TaskDescription",
     "ValueSearch",
     "WeightEdit",
     "WeightUpdate",

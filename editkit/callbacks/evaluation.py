@@ -56,9 +56,8 @@ class Evaluation(L.Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = _data(trainer)
-        if data is None or not isinstance(pl_module, Editor):
-            return
+        assert isinstance(pl_module, Editor)
+        data = FactsDataModule.of_trainer(trainer)
         results = self.results or self.begin(data, data.plan.sequential)
         baseline = None if "before" in data.measurement.phases else results.baseline or {}
         self._evaluator = Evaluator(pl_module.editable, pl_module.tokenizer, self.protocol, data.probe_sets, baseline)
@@ -68,17 +67,15 @@ class Evaluation(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if self._evaluator is not None:
-            self._found += self._evaluator.measure(batch)
+        assert self._evaluator is not None
+        self._found += self._evaluator.measure(batch)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = _data(trainer)
-        if data is None or self.results is None or self._evaluator is None:
-            return
+        assert self.results is not None and self._evaluator is not None
+        measurement = FactsDataModule.of_trainer(trainer).measurement
         results = in_order(result for part in gather(self._found) for result in part)
-        self._found = []
-        self.latest = found = self.results.add(results, data.measurement)
+        self.latest = found = self.results.add(results, measurement)
         if found.skipped:
             rank_zero_warn(
                 f"evaluation: {found.skipped} of {len(results)} rows are longer than the model's context window of "
@@ -92,11 +89,6 @@ class Evaluation(L.Callback):
             _log(pl_module, {f"{where}/{name}": figure["mean"] for name, figure in scores.items()})
         for title, figures in (found.point.figures if found.point is not None else {}).items():
             _log(pl_module, {f"val/{title}/{name}": figure["mean"] for name, figure in figures.items()})
-
-
-def _data(trainer: L.Trainer) -> FactsDataModule | None:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    return data if isinstance(data, FactsDataModule) else None
 
 
 def _log(module: L.LightningModule, figures: dict[str, float]) -> None:

@@ -48,16 +48,14 @@ class EditProgress(RichProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_disabled or self.progress is None:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        plan = FactsDataModule.of_trainer(trainer).plan
         sharded = isinstance(pl_module, Editor) and pl_module.shards_facts
         self._processes = trainer.world_size if sharded else 1
-        if isinstance(data, FactsDataModule):
-            present = data.plan.positions(trainer.current_epoch)
-            self._before, self._present = present.start, len(present)
+        present = plan.positions(trainer.current_epoch)
+        self._before, self._present = present.start, len(present)
         description = f"{FACTS} {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if self.train_progress_bar_id is None:
-            total = len(data.plan.facts) if isinstance(data, FactsDataModule) else float("inf")
-            self.train_progress_bar_id = self._add_task(total, description)
+            self.train_progress_bar_id = self._add_task(len(plan.facts), description)
         else:
             self.progress.update(self.train_progress_bar_id, description=description)
 

@@ -14,12 +14,11 @@ from typing_extensions import override
 from editkit.callbacks.evaluation import Evaluation
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import PHASES, RunPlan
-from editkit.data.tasks import TASKS
 from editkit.editors.base import Editor
 from editkit.evaluation.files import write_part, write_records
 from editkit.evaluation.plots import write_path
 from editkit.evaluation.results import SAMPLE, Record, RunResults
-from editkit.evaluation.tables import tables
+from editkit.evaluation.tables import notes, tables
 from editkit.models.generation import continue_greedily
 from editkit.utils.files import atomic_write
 
@@ -45,16 +44,16 @@ class Report(L.Callback):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data, evaluation = trainer.datamodule, Evaluation.of(trainer)  # type: ignore[attr-defined]
-        if not isinstance(data, FactsDataModule) or evaluation is None or evaluation.latest is None:
+        evaluation = Evaluation.of(trainer)
+        if evaluation is None:  # nothing is measured
             return
-        assert isinstance(pl_module, Editor) and evaluation.results is not None
-        found = evaluation.latest
+        assert isinstance(pl_module, Editor) and evaluation.results is not None and evaluation.latest is not None
+        plan, found = FactsDataModule.of_trainer(trainer).plan, evaluation.latest
         phases, batch = found.measurement.phases, found.measurement.batch
         samples = [
             {**sample, "phase": phase, "batch": batch}
             for phase, facts in phases.items()
-            for sample in self._samples(pl_module, data.plan, facts)
+            for sample in self._samples(pl_module, plan, facts)
         ]
         evaluation.results.add_samples(samples)
         if self.folder is not None and trainer.is_global_zero:
@@ -73,9 +72,8 @@ class Report(L.Callback):
 
 
 def main_metrics(results: RunResults) -> dict[str, str]:
-    """Per probe, the metric that is drawn and shown: GLUE's."""
-    names = [(p.probe.title, TASKS[p.probe.task].main) for p in results.probes]
-    return {**dict(names), **{f"{title} (generated)": metric for title, metric in names}}
+    """Per probe, the metric that is drawn and shown: its task's."""
+    return {title: p.task.main for p in results.probes for title in (p.probe.title, f"{p.probe.title} (generated)")}
 
 
 def write_report(
@@ -109,6 +107,8 @@ def show_report(console: Console, results: RunResults, metrics: dict[str, Any], 
         )
     for table in tables(metrics, title, main_metrics(results)):
         console.print(table)
+    for line in notes(metrics, main_metrics(results)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for phase, count in metrics.get("skipped", {}).items():
         console.print(f"{phase}: {count} rows are longer than the context window and were left out")
     for entry in metrics["samples"]:

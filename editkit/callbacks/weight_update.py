@@ -93,7 +93,7 @@ class WeightUpdate(L.Callback):
             most if most is not None and most >= 0 else None,
             editor.needs_tuning,
             batches_done=len(self.edits.batches),
-            generations=protocol.generations,
+            questions=protocol.questions,
             folder=self.folder,
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,
@@ -115,12 +115,14 @@ class WeightUpdate(L.Callback):
             raise InputError(f"model: expected an editkit.Editor, but got {type(pl_module).__name__}")
         pl_module.configure_model()
         self.folder = broadcast_object(self.folder)
-        trainer.fit_loop.max_epochs = self.make_plan(trainer, pl_module, _data(trainer)).num_batches
+        trainer.fit_loop.max_epochs = self.make_plan(
+            trainer, pl_module, FactsDataModule.of_trainer(trainer)
+        ).num_batches
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
-        editor, plan = pl_module, self.make_plan(trainer, pl_module, _data(trainer))
+        editor, plan = pl_module, self.make_plan(trainer, pl_module, FactsDataModule.of_trainer(trainer))
         editor.editable.model.eval()
         model, about = fingerprint(editor.editable.model), editor.about()
         if self.edits.model:
@@ -148,7 +150,7 @@ class WeightUpdate(L.Callback):
         if epoch < len(self.edits.batches):
             self._apply(pl_module, self.edits.batches[epoch])
         else:
-            self.update(pl_module, _data(trainer).plan.batch(epoch))
+            self.update(pl_module, FactsDataModule.of_trainer(trainer).plan.batch(epoch))
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -224,13 +226,6 @@ class WeightUpdate(L.Callback):
             self.edits.save_index(self.folder)
             if path := self.edits.about.get("ridge_path"):
                 write_path(self.folder, path, self.edits.about["rho"])
-
-
-def _data(trainer: L.Trainer) -> FactsDataModule:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, FactsDataModule):
-        raise InputError(f"data: expected an editkit.FactsDataModule, but got {type(data).__name__}; give one")
-    return data
 
 
 def _differing(editor: Editor, recorded: dict[str, str], batch: EditBatch, rank: int) -> InputError | None:

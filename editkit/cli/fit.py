@@ -73,8 +73,8 @@ class EditkitCLI(LightningCLI):
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        kept = LightningCLI.subcommands()
-        return {name: kept[name] for name in ("fit", "validate")}
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -136,7 +136,7 @@ class EditkitCLI(LightningCLI):
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
         self._prepare()
-        self.datamodule.make_plan(generations=self._callback(Evaluation).protocol.generations)
+        self.datamodule.make_plan(questions=self._callback(Evaluation).protocol.questions)
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
@@ -208,8 +208,8 @@ class EditkitCLI(LightningCLI):
 
     def _open(self, resumable: bool) -> None:
         """Find the run folder, and check that what is there can be gone on with; nothing is written yet."""
-        asked = self.config[self.subcommand].get("run_dir")
-        self.folder: Path | None = Path(asked).expanduser() if asked else None
+        run_dir = self.config[self.subcommand].get("run_dir")
+        self.folder: Path | None = Path(run_dir).expanduser() if run_dir else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
         self.folder = self.folder or free_folder(type(self.model).__name__.lower())

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.data.fact_fields import ZsreTarget
 from editkit.data.facts import Fact, as_facts, load_facts
+from editkit.data.fitting import fitted
 from editkit.data.held_out import HeldOutText, text_rows
 from editkit.data.plan import Measurement, RunPlan, Tuning
 from editkit.data.probes import Probe, ProbeSet, load_probe
@@ -62,6 +64,8 @@ class FactsDataModule(L.LightningDataModule):
 
     Args:
         facts: "atlas" (shipped), or a .json, .jsonl or .csv file of facts in CounterFact, EasyEdit or editkit's format.
+        zsre_target: which of a zsRE record's answers is written: "answers" (the first of them; ROME, MEMIT, EMMET) or
+            "alt" (MEND, EasyEdit).
         split: of the atlas: "report" for what is published, "tune" for choosing hyperparameters.
         num_facts: facts to edit in all; default all there are, or what ``num_batches`` asks for.
         batch_size: facts per batch of edits (1 to 10,000), edited by one solve. Default: all at once, or what the
@@ -94,9 +98,10 @@ class FactsDataModule(L.LightningDataModule):
         probes: list[Probe] | None = None,
         text: HeldOutText | None = None,
         probe_every: PositiveInt | None = None,
+        zsre_target: ZsreTarget = "answers",
     ) -> None:
         super().__init__()
-        self.source, self.split, self.num_facts = facts, split, num_facts
+        self.source, self.split, self.num_facts, self.zsre_target = facts, split, num_facts, zsre_target
         self.batch_size, self.facts_per_step, self.seed = batch_size, facts_per_step, seed
         self.generation, self.probes, self.text, self.probe_every = generation, probes or [], text, probe_every
         self.asked_batches = num_batches
@@ -106,6 +111,7 @@ class FactsDataModule(L.LightningDataModule):
         self._plan: RunPlan | None = None
         self._measurement: Measurement | None = None
         self._windows: list[TextRow] = []
+        self._fitted: tuple[Any, list[ProbeSet]] = (None, [])  # the probes as they fit, and into what
 
     @classmethod
     def of(cls, facts: Sequence[Fact], batch_size: int | None = None) -> FactsDataModule:
@@ -113,6 +119,18 @@ class FactsDataModule(L.LightningDataModule):
         module = cls(batch_size=batch_size)
         module.selected = list(facts)
         return module
+
+    @classmethod
+    def of_trainer(cls, trainer: L.Trainer) -> FactsDataModule:
+        """The data module that a trainer runs on.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, cls):
+            raise InputError(f"data: expected an editkit.FactsDataModule, but got {type(data).__name__}; give one")
+        return data
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -129,12 +147,12 @@ class FactsDataModule(L.LightningDataModule):
             if self.split not in built_in.splits:
                 expected = " or ".join(map(repr, built_in.splits))
                 raise InputError(f"data.split: expected {expected}, but got {self.split!r}; choose one of them")
-            facts = as_facts(built_in.records(self.split))
+            facts = as_facts(built_in.records(self.split), self.zsre_target)
             # what is reported tunes nothing
             others = as_facts(built_in.records("tune")) if self.split == "report" else []
         else:
             try:
-                facts = load_facts(self.source)
+                facts = load_facts(self.source, self.zsre_target)
             except InputError as error:
                 raise InputError(f"data.facts: {error}") from error
         count = self._count(len(facts))
@@ -168,6 +186,11 @@ class FactsDataModule(L.LightningDataModule):
                 f"{self.source!r} has {there}; lower it or data.num_batches"
             )
         return batches * self.batch_size
+
+    def read_facts(self) -> list[Fact]:
+        """The facts to edit, read now if they were not."""
+        self.setup()
+        return list(self.selected)
 
     # ---------------------------------------------------------------- the plan
 
@@ -273,16 +296,20 @@ class FactsDataModule(L.LightningDataModule):
         plan, measurement = self.plan, self.measurement
         indices = measurement.facts[rank::world]
         facts = [plan.facts[i] for i in indices]
+        questions = plan.questions
         batches: list[list[list[Any]]] = [
             [
-                evaluation_rows(facts[n : n + FACTS_AT_A_TIME], indices[n : n + FACTS_AT_A_TIME])
+                evaluation_rows(facts[n : n + FACTS_AT_A_TIME], indices[n : n + FACTS_AT_A_TIME], questions.locality)
                 for n in range(0, len(facts), FACTS_AT_A_TIME)
             ]
         ]
         if self.generation:
-            batches.append(_cut(generation_rows(facts, indices, plan.generations)))
+            batches.append(_cut(generation_rows(facts, indices, questions.generations)))
         if measurement.probes:
-            batches += [_cut(probe.rows[rank::world]) for probe in self.probe_sets]
+            room = editor.tokenizer, editor.editable.context, questions.separator
+            if self._fitted[0] != room:
+                self._fitted = room, [fitted(probe, *room) for probe in self.probe_sets]
+            batches += [_cut(probe.rows[rank::world]) for probe in self._fitted[1]]
             if self.text is not None:
                 self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.editable.context)
                 batches.append(_cut(self._windows[rank::world]))

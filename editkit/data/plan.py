@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from editkit.data.facts import Fact
-from editkit.data.rows import EvaluationRow
+from editkit.data.rows import EvaluationRow, Questions
 
 #: what scores of facts count for, see ``Measurement``
 PHASES = ("before", "after", "final")
@@ -64,7 +64,7 @@ class RunPlan:
         sequential: whether each batch stays while the next ones are made.
         batches_done: leading batches that a ledger has already.
         probe_every: batches after which probes are measured; they always are after the last.
-        generations: texts generated for each generation prompt.
+        questions: how questions are put.
         tuning: what settings are chosen by, where an editor chooses some.
         folder: where an editor may keep unfinished work; None: nowhere.
         findings: what an interrupted run has recorded (``Editor.findings``).
@@ -77,7 +77,7 @@ class RunPlan:
     sequential: bool = False
     batches_done: int = 0
     probe_every: int | None = None
-    generations: int = 1
+    questions: Questions = field(default_factory=Questions)
     tuning: Tuning | None = None
     folder: Path | None = None
     findings: Mapping[str, Any] = field(default_factory=dict)

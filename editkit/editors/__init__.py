@@ -2,8 +2,9 @@
 
 from editkit.covariance import SecondMomentSource
 from editkit.editors.base import Editor
-from editkit.editors.closed_form.editor import ClosedFormEditor, LayerProblem
+from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.emmet import EMMET
+from editkit.editors.closed_form.layers import LayerProblem
 from editkit.editors.closed_form.memit import MEMIT
 from editkit.editors.closed_form.rome import ROME
 from editkit.editors.closed_form.search import ValueSearch

@@ -21,6 +21,7 @@ from editkit.data.facts import Fact
 from editkit.data.plan import RunPlan
 from editkit.edits import Edit
 from editkit.models.editable import EditableModel
+from editkit.models.gradients import parameter_gradients
 from editkit.models.loading import load_language_model
 
 
@@ -125,21 +126,8 @@ class Editor(L.LightningModule):
 
     def gradients(self, facts: Sequence[Fact], parameters: Sequence[str]) -> dict[str, torch.Tensor]:
         """Gradient of the facts' mean target NLL by parameters, (d_out, d_in) of linear maps, else as they are."""
-        from editkit.models.scoring import differentiable_nll
-
-        found = [self.editable.parameter(name) for name in parameters]
-        wanted = [parameter.requires_grad for parameter in found]
-        try:
-            for parameter in found:
-                parameter.requires_grad_(True)
-            with torch.enable_grad():
-                prompts, targets = [f.text() for f in facts], [f.target_new for f in facts]
-                loss = differentiable_nll(self.editable, self.tokenizer, prompts, targets).mean()
-                slopes = torch.autograd.grad(loss, found)
-        finally:
-            for parameter, before in zip(found, wanted, strict=True):
-                parameter.requires_grad_(before)
-        return {n: self.editable.oriented(n, s.detach()) for n, s in zip(parameters, slopes, strict=True)}
+        prompts, targets = [fact.text() for fact in facts], [fact.target_new for fact in facts]
+        return parameter_gradients(self.editable, self.tokenizer, prompts, targets, parameters)
 
     def show_progress(self, done: int, loss: float, probability: float) -> None:
         """Tell the progress bar of the present batch: facts done, mean loss (nats) and probability of the target."""

@@ -129,15 +129,15 @@ def _batch(entry: Entry, tensors: Tensors) -> EditBatch:
 def _from_1(entry: Entry, tensors: Tensors) -> tuple[Entry, Tensors]:
     """Schema 1 told everything but tensors in ``edits.json``, and kept a dense change as a lone left factor."""
     deltas: dict[str, Any] = {}
-    kept: Tensors = {}
+    named: Tensors = {}
     for layer in sorted({name.split(".")[0] for name in tensors}, key=int):
         left, right = tensors[f"{layer}.left"], tensors.get(f"{layer}.right")
         if right is None:
-            kept[f"{layer}.matrix"], deltas[layer] = left, {"kind": "dense", "shape": list(left.shape)}
+            named[f"{layer}.matrix"], deltas[layer] = left, {"kind": "dense", "shape": list(left.shape)}
         else:
-            kept[f"{layer}.left"], kept[f"{layer}.right"] = left, right
+            named[f"{layer}.left"], named[f"{layer}.right"] = left, right
             deltas[layer] = {"kind": "low_rank", "shape": [len(left), len(right)]}
-    return {**entry, "deltas": deltas, "notes": {}, "prompt": None}, kept
+    return {**entry, "deltas": deltas, "notes": {}, "prompt": None}, named
 
 
 def _from_2(entry: Entry, tensors: Tensors) -> tuple[Entry, Tensors]:

@@ -166,8 +166,7 @@ class RunResults:
         if abilities := self.abilities():
             found["probes"] = abilities
             found["probe_path"] = [
-                {"phase": p.phase, "batch": p.batch, **{t: _means(f) for t, f in p.figures.items()}}
-                for p in self.points
+                {"phase": p.phase, "batch": p.batch, **{t: _at(p, t) for t in self._titles(p)}} for p in self.points
             ]
         if skipped:
             found["skipped"] = skipped
@@ -176,7 +175,10 @@ class RunResults:
         return found
 
     def abilities(self) -> dict[str, Any]:
-        """Per probe: what it was, and its metrics before and after."""
+        """Per probe: what it was, its metrics before and after, and how many questions were skipped.
+
+        A probe of which every question was skipped has no metrics, and is there all the same.
+        """
         found: dict[str, Any] = {}
         about = {probe.probe.title: {**asdict(probe.probe), "asked": len(probe.rows)} for probe in self.probes}
         for phase in ("before", "after"):
@@ -184,18 +186,24 @@ class RunResults:
             if not points:
                 continue
             chosen = points[-1:] if self.sequential else points
-            for title in chosen[-1].figures:
+            for title in self._titles(chosen[-1]):
                 entry = found.setdefault(title, {"about": about.get(title.removesuffix(" (generated)"))})
-                entry[phase] = {
-                    name: sum(p.figures[title][name]["mean"] for p in chosen) / len(chosen)
-                    for name in chosen[-1].figures[title]
-                    if all(name in p.figures.get(title, {}) for p in chosen)
-                }
-                if len(chosen) == 1:
-                    entry.setdefault("intervals", {})[phase] = _spans(chosen[0].figures[title])
+                if figures := chosen[-1].figures.get(title):
+                    entry[phase] = {
+                        name: sum(p.figures[title][name]["mean"] for p in chosen) / len(chosen)
+                        for name in figures
+                        if all(name in p.figures.get(title, {}) for p in chosen)
+                    }
+                    if len(chosen) == 1:
+                        entry.setdefault("intervals", {})[phase] = _spans(figures)
                 if skipped := chosen[-1].skipped.get(title):
                     entry.setdefault("skipped", {})[phase] = skipped
         return found
+
+    def _titles(self, point: Point) -> list[str]:
+        """What was measured or skipped at one time, in the order of the probes."""
+        there = {*point.figures, *point.skipped}
+        return [t for t in (*(t for probe in self.probes for t in probe.probe.titles), "text") if t in there]
 
 
 def _scored(results: Iterable[Result]) -> FactScores:
@@ -208,5 +216,7 @@ def _spans(figures: Mapping[str, Figure]) -> dict[str, list[float]]:
     return {name: [figure["low"], figure["high"]] for name, figure in figures.items() if "low" in figure}
 
 
-def _means(figures: Mapping[str, Figure]) -> dict[str, float]:
-    return {name: figure["mean"] for name, figure in figures.items()}
+def _at(point: Point, title: str) -> dict[str, float]:
+    """Means of a probe's metrics at one time, and the number of questions skipped, if any."""
+    means = {name: figure["mean"] for name, figure in point.figures.get(title, {}).items()}
+    return {**means, "skipped": point.skipped[title]} if title in point.skipped else means

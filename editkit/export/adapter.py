@@ -104,8 +104,8 @@ def export_adapter(
     for done, (module, deltas) in enumerate(changes.items(), 1):
         delta, full, error = truncated_svd(deltas, rank)
         assert delta.right is not None
-        if kept := delta.right.shape[1]:
-            layers.append(AdapterLayer(module, kept, full, error))
+        if columns := delta.right.shape[1]:
+            layers.append(AdapterLayer(module, columns, full, error))
             tensors[f"base_model.model.{module}.lora_A.weight"] = delta.right.T.float().contiguous()
             tensors[f"base_model.model.{module}.lora_B.weight"] = delta.left.float().contiguous()
         at_layer(done, len(changes))

@@ -33,11 +33,11 @@ class PrefixKVCache:
         def taken(states: Tensor) -> Tensor:
             return states[:, :, padding:].index_select(0, rows)
 
-        kept = [
+        layers = [
             None if pair is None or i < first else (taken(pair[0]), taken(pair[1]))
             for i, pair in enumerate(self.layers)
         ]
-        return PrefixKVCache(kept, mask[:, padding:])
+        return PrefixKVCache(layers, mask[:, padding:])
 
 
 class GrowingCache(DynamicCache):
@@ -98,19 +98,19 @@ class PreallocatedCache(DynamicCache):
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room, self.length = room, 0
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layer_states: dict[int, tuple[Tensor, Tensor]] = {}
 
     @override
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of one block so far, (rows, heads, length, head size) each; views of the buffers."""
-        if layer_idx not in self.kept:
-            self.kept[layer_idx] = (self._buffer(key_states), self._buffer(value_states))
+        if layer_idx not in self.layer_states:
+            self.layer_states[layer_idx] = (self._buffer(key_states), self._buffer(value_states))
         end = self.length + key_states.shape[-2]
-        for buffer, new in zip(self.kept[layer_idx], (key_states, value_states), strict=True):
+        for buffer, new in zip(self.layer_states[layer_idx], (key_states, value_states), strict=True):
             buffer[:, :, self.length : end] = new
-        keys, values = self.kept[layer_idx]
+        keys, values = self.layer_states[layer_idx]
         return keys[:, :, :end], values[:, :, :end]
 
     def _buffer(self, like: Tensor) -> Tensor:
@@ -126,7 +126,11 @@ class PreallocatedCache(DynamicCache):
         """Length and offset of the keys that a mask must cover."""
         return self.length + query_length, 0
 
+    def advance(self, tokens: int) -> None:
+        """A step of so many tokens is over."""
+        self.length += tokens
+
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
-        for layer, (keys, values) in self.kept.items():
-            self.kept[layer] = (keys[rows], values[rows])
+        for layer, (keys, values) in self.layer_states.items():
+            self.layer_states[layer] = (keys[rows], values[rows])

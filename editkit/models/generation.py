@@ -57,12 +57,12 @@ def generate(
         N continuations, the end-of-text token excluded.
     """
     spans = [s.ids for s in encode(tokenizer, [p.rstrip(" ") for p in editable.in_context(prompts)])]
-    asked = [new_tokens] * len(spans) if isinstance(new_tokens, int) else list(new_tokens)
-    lengths = [min(n, editable.context - len(ids)) for n, ids in zip(asked, spans, strict=True)]
-    made: list[Tokens] = [()] * len(spans)
+    limits = [new_tokens] * len(spans) if isinstance(new_tokens, int) else list(new_tokens)
+    lengths = [min(n, editable.context - len(ids)) for n, ids in zip(limits, spans, strict=True)]
+    continuations: list[Tokens] = [()] * len(spans)
     rows = sorted((i for i, n in enumerate(lengths) if n > 0 and spans[i]), key=lambda i: -len(spans[i]))
     if not rows:
-        return made
+        return continuations
     names = names or _names(prompts)
     many = max_rows or _rows_at_a_time(editable, max(len(spans[i]) + lengths[i] for i in rows))
     many = -(-len(rows) // -(-len(rows) // many))  # batches of like sizes
@@ -73,15 +73,15 @@ def generate(
             editable, [spans[i] for i in batch], [lengths[i] for i in batch], top_k, uniform, tokenizer.eos_token_id
         )
         for i, tokens in zip(batch, found, strict=True):
-            made[i] = tokens
-    return made
+            continuations[i] = tokens
+    return continuations
 
 
 def continue_greedily(
     editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int = 8
 ) -> list[str]:
     """The model's most likely words after each prompt, ``new_tokens`` tokens of them, without the prompt."""
-    return [str(tokenizer.decode(list(made))) for made in generate(editable, tokenizer, prompts, new_tokens)]
+    return [str(tokenizer.decode(list(tokens))) for tokens in generate(editable, tokenizer, prompts, new_tokens)]
 
 
 def _together(
@@ -98,7 +98,7 @@ def _together(
     cache = PreallocatedCache(mask.shape[1] + steps)
     left = torch.tensor(lengths, device=device)
     row = torch.arange(len(prompts), device=device)  # which prompt each row is
-    made = torch.full((len(prompts), steps), -1, dtype=torch.long, device=device)
+    continuations = torch.full((len(prompts), steps), -1, dtype=torch.long, device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     uniform = None if uniform is None else uniform.to(device)
     with fused_activations(editable.model):
@@ -111,11 +111,11 @@ def _together(
                     input_ids=step_ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]  # fmt: skip
-            cache.length += step_ids.shape[1]
+            cache.advance(step_ids.shape[1])
             chosen = _choose(logits, top_k, None if uniform is None else uniform[row, step])
             if end is not None:
                 done |= chosen == end
-            made[row[~done], step] = chosen[~done]
+            continuations[row[~done], step] = chosen[~done]
             done |= left[row] <= step + 1
             finished = int(done.sum())
             if finished == len(row):
@@ -126,7 +126,7 @@ def _together(
                 row, mask, chosen, done = row[stay], mask[stay], chosen[stay], done[stay]
             step_ids = chosen[:, None]
             mask = torch.cat([mask, torch.ones_like(step_ids)], 1)
-    return [tuple(t for t in tokens if t >= 0) for tokens in made.tolist()]
+    return [tuple(t for t in tokens if t >= 0) for tokens in continuations.tolist()]
 
 
 def _choose(logits: Tensor, top_k: int, uniform: Tensor | None) -> Tensor:

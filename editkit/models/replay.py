@@ -143,16 +143,16 @@ class _Bucket:
     def run(self, key_layer: int) -> tuple[Tensor, Tensor]:
         """Run the tail up to block L; returns what stands at the lookup token where the change goes, and the keys."""
         projection = self.editable.projection(self.layer)
-        kept: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
 
         def at_lookup(flat: Tensor) -> Tensor:
             return flat.reshape(*self.tail.shape, -1)[:, 0].detach()
 
         def keep_key(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            kept["key"] = at_lookup(inputs[0])
+            seen["key"] = at_lookup(inputs[0])
 
         def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept["start"] = at_lookup(hidden_of(output))
+            seen["start"] = at_lookup(hidden_of(output))
             if self.first == self.editable.depth:  # no block is left to be replayed
                 self.states = hidden_of(output).detach()
 
@@ -167,7 +167,7 @@ class _Bucket:
         )
         if self.prefix is not None:
             self.prefix.layers[: self.first] = [None] * self.first  # what no step looks at any more
-        return kept["start"], kept["key"]
+        return seen["start"], seen["key"]
 
     def select(self, rows: Tensor) -> _Bucket:
         """Some rows. What the model hands each block does not depend on hidden states: only that is asked for anew."""

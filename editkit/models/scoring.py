@@ -130,32 +130,6 @@ def target_nll(
     return score_targets(editable, tokenizer, prompts, targets, max_tokens=max_tokens).nll
 
 
-def differentiable_nll(
-    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
-) -> Tensor:
-    """Mean negative log-likelihood per token of each target after its prompt and one space, with gradients.
-
-    One plain forward over all rows, for editors that train something; ``target_nll`` is for measuring.
-
-    Args:
-        editable: the model; whatever of it wants a gradient gets one.
-        tokenizer: its fast tokenizer.
-        prompts: N prompts; trailing spaces are dropped.
-        targets: N targets, without their leading space.
-
-    Returns:
-        (N,) float32, nats.
-    """
-    begun = [prompt.rstrip(" ") for prompt in editable.in_context(prompts)]
-    texts = [f"{prompt} {target}" for prompt, target in zip(begun, targets, strict=True)]
-    spans = encode(tokenizer, texts, target_starts=[len(prompt) for prompt in begun])
-    ids, mask = pad([span.ids for span in spans], editable.device)
-    logits = editable.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    places = [(row, at) for row, span in enumerate(spans) for at in range(span.target, len(span.ids))]
-    row, at = torch.tensor(places, device=ids.device).T
-    return group_mean(token_nll(logits[row, at - 1], ids[row, at]), row, len(spans))
-
-
 @torch.no_grad()
 def window_nll(editable: EditableModel, windows: Sequence[Tokens], max_tokens: int = 4096) -> Tensor:
     """Negative log-likelihood of each window of tokens, from its second token on: (N,) float32, nats in all."""
@@ -182,10 +156,10 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
         mask: (rows, cached + length), 1 for tokens, 0 for padding.
         cache: keys and values of the tokens before these, which the model may add to; None: there are none.
     """
-    kept: list[Tensor] = []
+    hidden: list[Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
-        kept.append(hidden_of(output))
+        hidden.append(hidden_of(output))
         raise StopForward
 
     hook = editable.blocks[-1].register_forward_hook(keep)
@@ -194,7 +168,7 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
         )  # fmt: skip
-    return kept[0]
+    return hidden[0]
 
 
 class _Work:
@@ -256,13 +230,13 @@ class _Work:
         if longer and cache is not None:
             self._tails(longer, _cached(cache, mask))
 
-    def _tails(self, targets: list[tuple[int, int]], kept: PrefixKVCache) -> None:
+    def _tails(self, targets: list[tuple[int, int]], cache: PrefixKVCache) -> None:
         """Tokens after the first of targets that have several: run on what attention kept of their prefixes."""
         device = self.editable.device
         for batch in length_batches([len(self.wanted[i]) - 1 for _, i in targets], self.max_tokens // 8 or 1):
             part = [targets[n] for n in batch]
             ids, mask = pad([self.wanted[i][:-1] for _, i in part], device)
-            prefix = kept.select(torch.tensor([row for row, _ in part], device=device))
+            prefix = cache.select(torch.tensor([row for row, _ in part], device=device))
             hidden = run(self.editable, ids, torch.cat([prefix.mask, mask], 1), FrozenCache(prefix))
             row, at = mask.nonzero(as_tuple=True)
             places = [(n, part[r][1], a + 1) for n, (r, a) in enumerate(zip(row.tolist(), at.tolist(), strict=True))]

@@ -52,13 +52,13 @@ def knowledge(editable: EditableModel, tokenizer: PreTrainedTokenizerBase, sampl
     """Greedy accuracy on facts in trained and in held-out phrasings, probe accuracies, perplexity of unseen prose."""
     world, rng = load_world(), random.Random("measure")
     pairs = [(s, i) for s in world.statements for i in range(12)]
-    asked = {
+    questions_by_name = {
         "trained phrasings": [(s, i) for s, i in pairs if i not in s.held_out],
         "held-out phrasings": [(s, i) for s, i in pairs if i in s.held_out],
         "canonical prompt": [(s, 0) for s in world.statements],
     }
     found = {}
-    for name, questions in asked.items():
+    for name, questions in questions_by_name.items():
         questions = rng.sample(questions, min(sample, len(questions)))
         prompts = [world.phrasings[s.relation][i].replace("{}", s.subject) for s, i in questions]
         found[f"facts, {name} (%)"] = greedy_accuracy(editable, tokenizer, prompts, [s.object for s, _ in questions])
@@ -71,7 +71,7 @@ def knowledge(editable: EditableModel, tokenizer: PreTrainedTokenizerBase, sampl
     grammar, prose = Grammar(), random.Random("unseen prose")
     documents = [grammar.document(prose, 5).split(" ", 1) for _ in range(300)]
     nll = target_nll(editable, tokenizer, [d[0] for d in documents], [d[1] for d in documents])
-    lengths = torch.tensor([len(tokenizer(d[1])["input_ids"]) for d in documents], dtype=torch.float32)
+    lengths = torch.tensor([len(tokenizer(d[1], verbose=False)["input_ids"]) for d in documents], dtype=torch.float32)
     found["perplexity of unseen prose"] = math.exp(float((nll * lengths).sum() / lengths.sum()))
     return found
 

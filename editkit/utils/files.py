@@ -110,9 +110,9 @@ def cached_by_files(files: list[Path], kind: str, work_out: Callable[[], Any]) -
     stamps = [(str(f.resolve()), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
     place = cache_folder() / "hashes" / f"{digest(kind, [s[0] for s in stamps])}.json"
     try:
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        if kept["stamps"] == [list(s) for s in stamps]:
-            return kept["value"]
+        cached = json.loads(place.read_text(encoding="utf-8"))
+        if cached["stamps"] == [list(s) for s in stamps]:
+            return cached["value"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     value = work_out()

@@ -6,8 +6,8 @@ A method is a subclass with a ``solve``; see ``editkit.editors.closed_form.emmet
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,48 +25,21 @@ from editkit.data.plan import RunPlan
 from editkit.editors.base import Editor
 from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.dependence import check_dependence
+from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
+from editkit.editors.closed_form.preserved import PreservedKeys
 from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch
-from editkit.editors.closed_form.searcher import ValueSearcher
+from editkit.editors.closed_form.searcher import Progress, ValueSearcher
 from editkit.editors.closed_form.spread import Spread
+from editkit.editors.closed_form.tuning import choose_ridge
 from editkit.editors.closed_form.vectors import ValueVectors
-from editkit.edits import Edit, WeightEdit, WeightSnapshot
-from editkit.edits.weight_edit import apply_delta, rounded_delta
-from editkit.functional import Delta, FactoredSecondMoment, with_keys
+from editkit.edits import Edit, WeightEdit
+from editkit.functional import Delta, FactoredSecondMoment
 from editkit.functional.values import norm_penalty
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError
 
 RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """What ``solve`` is asked: the change of one layer's projection by which its keys give what is missing.
-
-    Attributes:
-        layer: the block.
-        keys: (d_in, E) float32, its keys with the weights as they are.
-        residuals: (d_out, E) float32, the layer's share of what is missing.
-        second_moment: factored, of the keys to preserve: C, and βKKᵀ of earlier batches where ``earlier_keys`` is β.
-        earlier_keys: (d_in, N) float32, the keys of earlier batches, where the editor keeps them; N may be 0.
-        names: E subjects, for error messages.
-    """
-
-    layer: int
-    keys: Tensor
-    residuals: Tensor
-    second_moment: FactoredSecondMoment
-    earlier_keys: Tensor
-    names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class SolvedLayers:
-    """Block to weight change, rounded as the ledger keeps it, and to the keys for which it was solved."""
-
-    deltas: Mapping[int, Delta]
-    keys: Mapping[int, Tensor]
 
 
 class ClosedFormEditor(Editor):
@@ -118,8 +91,7 @@ class ClosedFormEditor(Editor):
         self._templates: list[list[str]] | None = None
         self._searcher: ValueSearcher | None = None
         self._findings: dict[str, Any] = {}
-        self._second_moments: dict[int, FactoredSecondMoment] = {}
-        self._earlier: dict[int, list[Tensor]] = {}
+        self._preserved = PreservedKeys({})
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
 
@@ -129,7 +101,7 @@ class ClosedFormEditor(Editor):
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().attach(model, tokenizer)
         self._templates, self._searcher, self._rho, self._findings = None, None, None, {}
-        self._second_moments, self._earlier = {}, {}
+        self._preserved = PreservedKeys({})
 
     @override
     def configure_model(self) -> None:
@@ -256,26 +228,22 @@ class ClosedFormEditor(Editor):
     @override
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
-        from editkit.editors.closed_form.tuning import choose_ridge
-
-        self.use_second_moments(
-            factored_second_moments(
-                self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
-            )
+        second_moments = factored_second_moments(
+            self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
+        self.preserve(second_moments)
         if self.needs_tuning:
-            self._findings = choose_ridge(self, plan)
+            self._findings = choose_ridge(self._find, self.layer_solver, plan)
             self._rho = float(self._findings["rho"])
+            self.preserve(second_moments)
 
-    def use_second_moments(self, second_moments: Mapping[int, FactoredSecondMoment]) -> None:
-        """Begin with these second moments of the edited layers, and with no earlier keys.
-
-        ``prepare`` calls it with those that ``second_moment`` names. By itself it is what ``edit_for`` wants where
-        vectors are solved apart from a run.
-        """
-        self._second_moments, self._earlier = dict(second_moments), {}
+    def preserve(self, second_moments: Mapping[int, FactoredSecondMoment]) -> None:
+        """Preserve the keys of these second moments, block by block, and forget those of earlier batches."""
+        chosen = self.needs_tuning and self._rho is None  # which ``auto`` then waits for
+        weight = 0.0 if chosen else 1.0 / self.rho if self.earlier_keys == "auto" else float(self.earlier_keys)
+        self._preserved = PreservedKeys(dict(second_moments), weight)
 
     @override
     def findings(self) -> dict[str, Any]:
@@ -285,14 +253,7 @@ class ClosedFormEditor(Editor):
     @override
     def observe(self, edit: Edit) -> None:
         """Let later batches preserve the keys of this one too."""
-        for layer, second_moment in self._second_moments.items():
-            if (keys := edit.state.get(f"keys.{layer}")) is not None:
-                self._earlier.setdefault(layer, []).append(keys)
-                if self.earlier_keys:
-                    self._second_moments[layer] = with_keys(second_moment, keys, self._weight_of_keys())
-
-    def _weight_of_keys(self) -> float:
-        return 1.0 / self.rho if self.earlier_keys == "auto" else float(self.earlier_keys)
+        self._preserved.add(edit.state)
 
     # ---------------------------------------------------------------- value vectors
 
@@ -302,8 +263,16 @@ class ClosedFormEditor(Editor):
 
     def find_values(self, groups: Sequence[Group]) -> ValueVectors:
         """v* and keys of groups of facts that share a key, apart from any run."""
+        return self._find(groups)[0]
+
+    def _find(
+        self,
+        groups: Sequence[Group],
+        totals: SearchTotals = SearchTotals(),  # noqa: B008 - frozen
+        progress: Progress | None = None,
+    ) -> tuple[ValueVectors, SearchTotals]:
         with torch.enable_grad():
-            return self.searcher.find(groups, self.offset, self.configure_optimizers())[0]
+            return self.searcher.find(groups, self.offset, self.configure_optimizers(), totals, progress)
 
     def _begin_batch(self) -> None:
         self._found: list[ValueVectors] = []
@@ -374,63 +343,15 @@ class ClosedFormEditor(Editor):
     @torch.no_grad()
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:
         """The edit that gives these value vectors; those of facts that are to be dropped are left out."""
-        first = self.edited_layers[0]
-        vectors, notes = check_dependence(vectors, self._second_moments[first], self.dependent)
-        solved = self.solve_layers(vectors, self.solve)
+        layers = self.layer_solver
+        vectors, notes = check_dependence(vectors, self._preserved.second_moments[layers.layers[0]], self.dependent)
+        solved = layers.solve(vectors, self.solve)
         state = {}
         if self.earlier_keys or self.keeps_earlier_keys:
             state = {f"keys.{layer}": keys.float().cpu() for layer, keys in solved.keys.items()}
-        return replace(self.weight_edit(solved), state=state, notes=notes)
+        return replace(solved.edit(self.editable), state=state, notes=notes)
 
-    def weight_edit(self, solved: SolvedLayers) -> WeightEdit:
-        """The edit of solved layers."""
-        return WeightEdit(deltas={self.editable.parameter_of(layer): d for layer, d in solved.deltas.items()})
-
-    def problem(self, vectors: ValueVectors, index: int) -> LayerProblem:
-        """What is to be solved for the ``index``-th edited layer, on the model as it is now.
-
-        The first layer's keys came with the value search; later ones are felt through the edits before them.
-        """
-        layers = self.edited_layers
-        layer = layers[index]
-        keys = self.searcher.keys(vectors.groups, layer) if index else vectors.keys
-        missing = vectors.values - self.searcher.states(vectors.groups)
-        earlier = [k.to(keys) for k in self._earlier.get(layer, [])]
-        return LayerProblem(
-            layer,
-            keys,
-            missing * self.spread.share(len(layers) - index),
-            self._second_moments[layer],
-            torch.cat([keys[:, :0], *earlier], 1),
-            vectors.names,
-        )
-
-    def solve_layers(
-        self,
-        vectors: ValueVectors,
-        solve: Callable[[LayerProblem], Delta],
-        first: LayerProblem | None = None,
-    ) -> SolvedLayers:
-        """Solve each layer in turn, keys and residuals measured anew on the partly edited model.
-
-        The model is edited for as long as it takes, and then as before, bit for bit, whatever happens.
-
-        Args:
-            vectors: what is to be memorized.
-            solve: from a layer's problem to its change.
-            first: the first layer's problem, where it is known already.
-        """
-        layers = self.edited_layers
-        names = [self.editable.parameter_of(layer) for layer in layers]
-        deltas: dict[int, Delta] = {}
-        keys: dict[int, Tensor] = {}
-        before = WeightSnapshot(self.editable, names[:-1])
-        try:
-            for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
-                problem = first if index == 0 and first is not None else self.problem(vectors, index)
-                deltas[layer], keys[layer] = rounded_delta(solve(problem)), problem.keys
-                if index < len(layers) - 1:
-                    apply_delta(self.editable, name, deltas[layer])
-        finally:
-            before.restore()
-        return SolvedLayers(deltas, keys)
+    @property
+    def layer_solver(self) -> LayerSolver:
+        """What goes through the edited layers one after the other."""
+        return LayerSolver(self.editable, self.searcher, self.spread, self._preserved)

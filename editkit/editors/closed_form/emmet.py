@@ -7,7 +7,8 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from typing_extensions import override
 
-from editkit.editors.closed_form.editor import ClosedFormEditor, LayerProblem
+from editkit.editors.closed_form.editor import ClosedFormEditor
+from editkit.editors.closed_form.layers import LayerProblem
 from editkit.functional import LowRankDelta, emmet_update
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from editkit.editors.closed_form.editor import ClosedFormEditor, LayerProblem
+from editkit.editors.closed_form.editor import ClosedFormEditor
+from editkit.editors.closed_form.layers import LayerProblem
 from editkit.functional import LowRankDelta, rome_update
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +14,18 @@ from rich.progress import Progress
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan, Tuning
-from editkit.editors.closed_form.editor import ClosedFormEditor, LayerProblem
-from editkit.editors.closed_form.search import SearchTotals
+from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
+from editkit.editors.closed_form.search import Group, SearchTotals
+from editkit.editors.closed_form.searcher import Progress as SearchProgress
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import AppliedEdits
 from editkit.functional import Delta, preservation_memorization_update, ridge_path
 from editkit.functional.scores import harmonic_mean
 from editkit.utils.distributed import broadcast_object, gather, place
 from editkit.utils.errors import InputError
+
+#: from groups, the totals so far and what is told of the progress, to value vectors and the totals after them
+FindValues = Callable[[Sequence[Group], SearchTotals, SearchProgress], tuple[ValueVectors, SearchTotals]]
 
 RIDGES, FINER = 10, 4  # on the whole path, and then between the neighbours of the best of these
 STEP = 256  # facts handed to the search at a time
@@ -46,27 +50,33 @@ class PathPoint:
         return {"rho": self.rho, **self.scores, "norm": self.norm}
 
 
-def choose_ridge(editor: ClosedFormEditor, plan: RunPlan) -> dict[str, Any]:
+def choose_ridge(find: FindValues, solver: LayerSolver, plan: RunPlan) -> dict[str, Any]:
     """Choose ρ by the score S on the plan's tuning facts, or take the one that an interrupted run has chosen.
+
+    Args:
+        find: finds value vectors.
+        solver: goes through the edited layers of the unedited model.
+        plan: the run's.
 
     Returns:
         "rho", and "ridge_path": a row for each ridge that was tried (JSON values).
     """
     if "ridge_path" in plan.findings:
         return {name: plan.findings[name] for name in ("rho", "ridge_path")}
-    points = score_path(editor, plan.tuning, plan.progress and place()[0] == 0)
+    points = score_path(find, solver, plan.tuning, plan.progress and place()[0] == 0)
     return {"rho": best(points).rho, "ridge_path": [point.row() for point in points]}
 
 
 @torch.no_grad()
-def score_path(editor: ClosedFormEditor, tuning: Tuning | None, progress: bool = False) -> list[PathPoint]:
+def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, progress: bool = False) -> list[PathPoint]:
     """Edit the tuning facts with every ridge of the path, score each, and put the weights back.
 
     The value vectors are found once. The first layer's updates come from one eigendecomposition; the later layers' of
     a spread depend on those before them and are solved one by one.
 
     Args:
-        editor: prepared, on the unedited model.
+        find: finds value vectors.
+        solver: goes through the edited layers of the unedited model.
         tuning: facts, as many as a batch of edits has, and the rows to score by; of several processes, each searches
             its share of the facts.
         progress: show a progress bar.
@@ -80,10 +90,10 @@ def score_path(editor: ClosedFormEditor, tuning: Tuning | None, progress: bool =
             "reported; give a number, or more facts"
         )
     points: list[PathPoint] = []
-    applied = AppliedEdits(editor.editable)
+    applied = AppliedEdits(solver.model)
     with progress_bar(progress) as bar:
-        vectors = _find(editor, tuning.facts, bar)
-        first = editor.problem(vectors, 0)
+        vectors = _find(find, tuning.facts, bar).to(solver.model.device)
+        first = solver.problem(vectors, 0)
         path = ridge_path(first.keys, first.residuals, first.second_moment)
 
         def solve(problem: LayerProblem, rho: float) -> Delta:
@@ -95,9 +105,9 @@ def score_path(editor: ClosedFormEditor, tuning: Tuning | None, progress: bool =
         waiting = path.grid(RIDGES)
         while waiting:
             rho = waiting.pop(0)
-            solved = editor.solve_layers(vectors, partial(solve, rho=rho), first)
+            solved = solver.solve(vectors, partial(solve, rho=rho), first)
             try:
-                applied.apply(editor.weight_edit(solved))
+                applied.apply(solved.edit(solver.model))
                 scores = tuning.score(tuning.rows)
             finally:
                 applied.restore()
@@ -123,24 +133,22 @@ def _between_neighbors(grid: Sequence[float], chosen: float) -> list[float]:
     return [low * (high / low) ** (i / steps) for i in range(1, steps) if i != middle]
 
 
-def _find(editor: ClosedFormEditor, facts: Sequence[Fact], bar: Progress) -> ValueVectors:
+def _find(find: FindValues, facts: Sequence[Fact], bar: Progress) -> ValueVectors:
     """Value vectors of all tuning facts, on every process."""
     rank, world = place()
     mine = group_by_key(facts)[rank::world]
     task = bar.add_task("ridge: values", total=sum(len(group) for group in mine))
     parts: list[ValueVectors] = []
-    totals, optimizer = SearchTotals(), editor.configure_optimizers()
-    with torch.enable_grad():
-        for start in range(0, len(mine), STEP):
-            found, totals = editor.searcher.find(
-                mine[start : start + STEP], editor.offset, optimizer, totals,
-                lambda done, loss, probability: bar.update(task, completed=done),
-            )  # fmt: skip
-            parts.append(found)
+    totals = SearchTotals()
+    for start in range(0, len(mine), STEP):
+        found, totals = find(
+            mine[start : start + STEP], totals, lambda done, loss, probability: bar.update(task, completed=done)
+        )
+        parts.append(found)
     together = ValueVectors.cat(parts) if parts else None
     if world == 1 and together is not None:
         return together
-    return ValueVectors.deal_in(gather(together and together.to("cpu"))).to(editor.editable.device)
+    return ValueVectors.deal_in(gather(together and together.to("cpu")))
 
 
 def _harmonic(scores: Mapping[str, float]) -> float:

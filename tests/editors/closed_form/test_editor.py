@@ -181,7 +181,7 @@ def test_a_solve_apart_from_a_run_leaves_the_model_as_it_was(atlas: Loaded, mome
 
     other = MEMIT(**options)  # and with second moments at hand
     other.attach(*atlas)
-    other.use_second_moments(factored_second_moments(editor.editable, editor.tokenizer, [0, 1], source))
+    other.preserve(factored_second_moments(editor.editable, editor.tokenizer, [0, 1], source))
     for name, delta in other.edit_for(vectors).deltas.items():
         assert torch.equal(delta.dense(), edit.deltas[name].dense())
 
@@ -201,7 +201,7 @@ def test_a_layer_s_problem_has_all_that_a_method_may_want(atlas: Loaded) -> None
     editor.attach(*atlas)
     given = facts(5)
     moments = {n: factor_second_moment(torch.eye(1536, dtype=torch.float64) * (n + 1)) for n in (0, 1)}
-    editor.use_second_moments(moments)
+    editor.preserve(moments)
     applied = AppliedEdits(editor.editable)
     for part in (given[:3], given[3:]):
         edit = editor.edit_for(editor.find_values(group_by_key(part))).rounded()
