@@ -42,6 +42,8 @@ _HOME = {
     "load_language_model": "models.loading", "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
 
+_RENAMED = {"MomentSource": "SecondMomentSource"}
+
 __all__ = [
     "EMMET",
     "MEMIT",
@@ -74,6 +76,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
+    if name in _RENAMED:
+        raise AttributeError(f"editkit.{name} was renamed to editkit.{_RENAMED[name]}")
     raise AttributeError(f"module 'editkit' has no attribute {name!r}")
 
 
