@@ -16,9 +16,10 @@ import lightning as L
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.callbacks.progress import EditProgress
+from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
+from editkit.covariance import check_can_keep
 from editkit.data.facts import Fact, as_facts
 from editkit.data.module import FactsDataModule
 from editkit.editors.closed_form.editor import Editor
@@ -139,6 +140,7 @@ def edit(
     editor.configure_model()
     if second_moment is not None:
         editor.second_moment.path = str(second_moment)
+    check_can_keep(editor.second_moment, editor.edited_layers)
     return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
 
 
@@ -173,7 +175,7 @@ class _Run:
                 num_sanity_val_steps=0,
                 limit_val_batches=None if self.evaluate else 0,
                 enable_progress_bar=self.progress,
-                callbacks=[update, report, *([EditProgress()] if self.progress else [])],
+                callbacks=[update, report, *([edit_progress()] if self.progress else [])],
             )
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeFloat
-from rich.progress import track
 from torch import Tensor
 from typing_extensions import override
 
@@ -29,6 +28,7 @@ from editkit.models.fingerprint import fingerprint
 from editkit.runs.resume import check_same_run
 from editkit.utils.distributed import broadcast_object, gather, place, raise_on_all_ranks
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
 
 
 class WeightUpdate(L.Callback):
@@ -109,8 +109,9 @@ class WeightUpdate(L.Callback):
         last = isinstance(data := _data(trainer), FactsDataModule) and self.start == data.num_batches
         chosen = made if self.mode == "sequential" else made[-1:] if last else []
         shown = trainer.progress_bar_callback is not None and place()[0] == 0
-        for batch in track(chosen, "Edits so far", disable=not shown or len(chosen) < 10, transient=True):
-            self._write(editor, batch)
+        with progress_bar(shown=shown) as bar:
+            for batch in bar.track(chosen, description="Edits so far"):
+                self._write(editor, batch)
         if chosen and not as_recorded(editor.editable, chosen[-1]):
             warnings.warn(
                 "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,22 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 from typing_extensions import override
 
-from editkit.callbacks.progress import EditProgress
+from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
+from editkit.cli.arguments import check_nulls, with_nulls
+from editkit.cli.messages import refusal
+from editkit.covariance import check_can_keep
 from editkit.data.module import FactsDataModule
 from editkit.editors.closed_form.editor import Editor
 from editkit.edits import Edits, load_edits
 from editkit.runs.folder import RunFolder, free_folder
+from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
+from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -96,14 +99,21 @@ class EditkitCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         bar = trainer.progress_bar_callback
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
-            trainer.callbacks[trainer.callbacks.index(bar)] = EditProgress()  # type: ignore[attr-defined]
+            trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
         return trainer
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand].as_dict()
+        check_nulls("model", config["model"], Editor)
+        check_nulls("data", config["data"], FactsDataModule)
 
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
         self._prepare()
         self.datamodule.resolve_batch_size(self.model.max_batch_size)
-        _ = self.model.edited_layers, self.model.templates  # checked before anything is written
+        check_can_keep(self.model.second_moment, self.model.edited_layers)
+        _ = self.model.templates  # checked before anything is written
         if math.isnan(self.model.rho):
             self.datamodule.hold_out()  # before anything is measured, since it may take prompts out of what is
         report, update = self._callback(Report), self._callback(WeightUpdate)
@@ -182,7 +192,9 @@ class EditkitCLI(LightningCLI):
 
     def _prepare(self) -> None:
         self.datamodule.setup()
-        self.model.configure_model()
+        shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        with heartbeat(f"reading {self.model.lm}", shown):
+            self.model.configure_model()
 
     def _open(self, report: Report, update: WeightUpdate | None) -> None:
         """Open the run folder, and take over what an interrupted run left there."""
@@ -210,7 +222,8 @@ class EditkitCLI(LightningCLI):
             # the last one's weights may be there without its scores
             update.resume_from(update.edits, made if report.evaluated("after", made - 1) else made - 1)
             if self.trainer.global_rank == 0:
-                Console().print(f"run folder: {folder} has {made} of {self.datamodule.num_batches} batches: going on")
+                batches = self.datamodule.num_batches
+                print_line(console(), f"run folder: {folder} has {made} of {batches} batches: going on")
 
     def _finish(self, how: str) -> None:
         if self.trainer.global_rank:
@@ -218,9 +231,8 @@ class EditkitCLI(LightningCLI):
         report: Report = self._callback(Report)
         title, data = f"{self.model.lm}, {len(self.datamodule.selected)} facts, {how}", self.datamodule
         report.write(title, [data.batch_indices(n).stop for n in range(data.num_batches)])
-        console = Console()
-        report.show(console, title)
-        console.print(f"run folder: {report.folder}", highlight=False)
+        report.show(console(), title)
+        print_line(console(), f"run folder: {report.folder}")
         self.run_folder.close()
 
 
@@ -237,49 +249,11 @@ def run(argv: list[str]) -> None:
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 parser_kwargs={"exit_on_error": False, "prog": "editkit"},
-                args=argv,
+                args=with_nulls(argv),
             )
     except ArgumentError as error:
-        raise InputError(plain_message(str(error), argv[0])) from error
+        raise refusal(error, argv) from error
     except SIGTERMException:
-        Console(stderr=True).print("editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again")
+        told = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
+        print_line(console(stderr=True), told)
         raise SystemExit(128 + signal.SIGTERM) from None
-
-
-def plain_message(message: str, command: str) -> str:
-    """A parser's report about one option as one line: the option, what was expected, what came, the remedy."""
-    text = " ".join(message.split())
-    see = f"see editkit {command} --help"
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(key='([^']+)', val='?([^')]*)'?\)|(\S+))", text)
-    nested, *values = given[-1] if given else ("", "")
-    value = next((repr(v) for v in values if v), "another value")
-    field = ".".join(dict.fromkeys(keys)) or "options"
-    if nested and not field.endswith(nested):
-        field = f"{field}.{nested}"
-    if missing := re.search(r"File does not exist: '([^']+)'", text):
-        return f"{field}: expected a file that exists, but got {missing[1]}; check the path"
-    if unknown := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        return (
-            f"{keys[0]}.{nested or unknown[2]}: {unknown[1]} has no such option; expected one of those that "
-            f"editkit {command} --{keys[0]}.help lists"
-        )
-    if field == "model":
-        return (
-            f"model: expected an editor, editkit.EMMET, editkit.MEMIT, editkit.ROME or the import path of a subclass "
-            f"of editkit.Editor, but got {value} ({_reason(text)}); correct the name"
-        )
-    if restriction := re.search(r"conform to restriction v\s*([<>=]+)\s*([\w.]+)", text):
-        return f"{field}: expected a number {restriction[1]} {restriction[2]}, but got {value}; {see}"
-    if "unrecognized arguments" in text.lower():
-        return f"{text[0].lower()}{text[1:]}; {see}"
-    return f"{field}: {_reason(text)}, but got {value}; {see}" if keys else f"{field}: {text}; {see}"
-
-
-def _reason(text: str) -> str:
-    """The first cause that the parser names, without the list of all types that it tried."""
-    causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
-    told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
-    cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
-    cause = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", cause).replace("a <class 'int'>", "an integer")
-    return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"

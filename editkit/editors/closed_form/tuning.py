@@ -20,6 +20,7 @@ from editkit.functional import Delta, FactoredSecondMoment, preservation_memoriz
 from editkit.functional.scores import harmonic_mean
 from editkit.utils.distributed import broadcast_object, gather, place
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
 
 RIDGES, FINER = 10, 4  # on the whole path, and then between the neighbours of the best of these
 STEP = 256  # facts handed to the search at a time
@@ -152,6 +153,6 @@ def _scores(editor: Editor, rows: Sequence[EvaluationRow]) -> dict[str, float]:
 
 @contextmanager
 def shown(progress: bool) -> Iterator[Progress]:
-    """A rich progress bar that leaves nothing behind."""
-    with Progress(transient=True, disable=not progress) as bar:
+    """A progress bar that leaves nothing behind, or lines of a log."""
+    with progress_bar(shown=progress) as bar:
         yield bar
