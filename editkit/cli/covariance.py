@@ -74,7 +74,7 @@ def run(argv: list[str]) -> None:
     options = with_strategy(dict(config.trainer))
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
-    with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):
+    with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
         model, tokenizer = load_language_model(config.lm, config.dtype)
     editable = EditableModel(model)
     layers = config.layers if config.layers is not None else getattr(model.config, RECOMMENDED_LAYERS, None)
