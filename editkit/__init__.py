@@ -58,6 +58,8 @@ _HOME = {
     "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
 
+_RENAMED = {"MomentSource": "SecondMomentSource"}
+
 __all__ = [
     "EMMET",
     "MEMIT",
@@ -100,6 +102,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
+    if name in _RENAMED:
+        raise AttributeError(f"editkit.{name} was renamed to editkit.{_RENAMED[name]}")
     raise AttributeError(f"module 'editkit' has no attribute {name!r}")
 
 
