@@ -153,6 +153,8 @@ class _Bucket:
 
         def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
             seen["start"] = at_lookup(hidden_of(output))
+            if self.first == self.editable.depth:  # no block is left to be replayed
+                self.states = hidden_of(output).detach()
 
         self._capture(
             bypass=range(self.layer + 1, self.editable.depth),
