@@ -8,8 +8,8 @@ from typing import Any
 from editkit.data.module import FactsDataModule
 from editkit.editors.closed_form.editor import Editor
 from editkit.edits import Edits
-from editkit.utils.errors import InputError, shorten
 from editkit.models.fingerprint import fingerprint
+from editkit.utils.errors import InputError, shorten
 
 
 def check_same_run(
