@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from editkit.models.loading import load_language_model
     from editkit.utils.errors import InputError
 
+    __version__: str
+
 _HOME = {
     "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
     "SecondMomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
@@ -72,10 +74,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # as slow to import as all the rest of this file
+
+        return version("editkit")
     if name in _HOME:
         return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'editkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*globals(), *__all__, "__version__"})

@@ -15,8 +15,8 @@ import yaml
 from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
-ALONE = [*QUICKSTART, "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml")]
+QUICKSTART = ["fit", "--config", "quickstart"]
+ALONE = [*QUICKSTART, "--config", "evaluation/facts-alone"]
 SMALL = ["--data.num_facts=4", "--model.values.num_steps=5", "--trainer.enable_progress_bar=false"]
 
 
@@ -33,7 +33,7 @@ def test_help_answers_in_under_a_second() -> None:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "editkit.cli", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 1.0
-    assert "editkit fit --config configs/quickstart.yaml" in done.stdout
+    assert "editkit fit --config quickstart" in done.stdout
 
 
 def test_importing_editkit_is_light() -> None:
