@@ -105,3 +105,12 @@ def test_the_readme_stands_on_its_own_on_a_package_index() -> None:
     for command in ('pip install -c constraints.txt -e ".[dev]"', "pytest", "editkit fit --config quickstart"):
         assert command in text
         assert command in gate
+
+
+def test_the_reference_has_a_page_for_each_public_package_and_every_public_name() -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md")}
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert all(f"\napi/{name}\n" in index for name in pages)
+    assert all(f"\n{path.stem}\n" in index for path in (ROOT / "docs").glob("*.md") if path.stem != "index")
+    told = set(re.findall(r"^(?:\.\. auto\w+::| +)[ ~]+editkit\.(?:[\w.]+\.)?(\w+)$", pages["editkit"], re.M))
+    assert told == set(editkit.__all__)

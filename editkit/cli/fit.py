@@ -192,7 +192,7 @@ class EditkitCLI(LightningCLI):
                 self._take_over(Path(asked).expanduser(), report, update)
             return
         folder = RunFolder(Path(asked).expanduser() if asked else free_folder(type(self.model).__name__.lower()))
-        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         folder.check(config, resumable=update is not None)
         self._take_over(folder.path, report, update)
         folder.open(config)
