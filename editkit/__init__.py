@@ -10,23 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from editkit.api import EditedModel, edit
-    from editkit.callbacks import Report, WeightUpdate
+    from editkit.callbacks import Evaluation, Report, WeightUpdate
     from editkit.data.facts import Fact, load_facts
     from editkit.data.held_out import HeldOutText
     from editkit.data.module import FactsDataModule
     from editkit.data.probes import Probe
+    from editkit.data.task_description import TaskDescription
     from editkit.editors import (
         EMMET,
         MEMIT,
         ROME,
+        ClosedFormEditor,
         Editor,
         LastLayer,
+        LayerProblem,
         SecondMomentSource,
         Spread,
         SquareRootSpread,
         ValueSearch,
     )
-    from editkit.edits import Edits, load_edits
+    from editkit.edits import (
+        Context,
+        Edit,
+        EditModule,
+        Edits,
+        ModuleEdit,
+        PromptEdit,
+        WeightEdit,
+        load_edits,
+    )
     from editkit.evaluation.protocol import Protocol
     from editkit.export import export_adapter, export_checkpoint
     from editkit.models.loading import load_language_model
@@ -35,34 +47,50 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ValueSearch": "editors",
-    "SecondMomentSource": "editors", "Spread": "editors", "SquareRootSpread": "editors", "LastLayer": "editors",
+    "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ClosedFormEditor": "editors",
+    "LayerProblem": "editors", "ValueSearch": "editors", "SecondMomentSource": "editors", "Spread": "editors",
+    "SquareRootSpread": "editors", "LastLayer": "editors",
     "Fact": "data.facts", "load_facts": "data.facts", "FactsDataModule": "data.module",
-    "Probe": "data.probes", "HeldOutText": "data.held_out", "Protocol": "evaluation.protocol",
-    "WeightUpdate": "callbacks", "Report": "callbacks",
-    "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api", "InputError": "utils.errors",
-    "load_language_model": "models.loading", "export_adapter": "export", "export_checkpoint": "export",
+    "Probe": "data.probes", "TaskDescription": "data.task_description", "HeldOutText": "data.held_out",
+    "Protocol": "evaluation.protocol",
+    "WeightUpdate": "callbacks", "Evaluation": "callbacks", "Report": "callbacks",
+    "Edit": "edits", "WeightEdit": "edits", "PromptEdit": "edits", "Context": "edits", "ModuleEdit": "edits",
+    "EditModule": "edits", "Edits": "edits", "load_edits": "edits", "edit": "api", "EditedModel": "api",
+    "InputError": "utils.errors", "load_language_model": "models.loading",
+    "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
+
+_RENAMED = {"MomentSource": "SecondMomentSource"}
 
 __all__ = [
     "EMMET",
     "MEMIT",
     "ROME",
+    "ClosedFormEditor",
+    "Context",
+    "Edit",
+    "EditModule",
     "EditedModel",
     "Editor",
     "Edits",
+    "Evaluation",
     "Fact",
     "FactsDataModule",
     "HeldOutText",
     "InputError",
     "LastLayer",
-    "SecondMomentSource",
+    "LayerProblem",
+    "ModuleEdit",
     "Probe",
+    "PromptEdit",
     "Protocol",
     "Report",
+    "SecondMomentSource",
     "Spread",
     "SquareRootSpread",
+    "TaskDescription",
     "ValueSearch",
+    "WeightEdit",
     "WeightUpdate",
     "edit",
     "export_adapter",
@@ -80,6 +108,8 @@ def __getattr__(name: str) -> Any:
         return version("editkit")
     if name in _HOME:
         return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
+    if name in _RENAMED:
+        raise AttributeError(f"editkit.{name} was renamed to editkit.{_RENAMED[name]}")
     raise AttributeError(f"module 'editkit' has no attribute {name!r}")
 
 

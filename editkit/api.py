@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +16,17 @@ import lightning as L
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.callbacks.progress import EditProgress
+from editkit.callbacks.evaluation import Evaluation
+from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.facts import Fact, as_facts
 from editkit.data.module import FactsDataModule
-from editkit.editors.closed_form.editor import Editor
+from editkit.editors.base import Editor
+from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.emmet import EMMET
-from editkit.edits import Edits, WeightSnapshot, apply_batch
+from editkit.edits import AppliedEdits, Edits
+from editkit.evaluation.ridge_path import write_path
 from editkit.utils.distributed import on_device
 from editkit.utils.errors import InputError
 from editkit.utils.quiet import quiet_lightning
@@ -40,8 +43,11 @@ class EditedModel:
 
     def __init__(self, run: _Run, facts: list[Fact]) -> None:
         self.model, self.facts = run.model, facts
-        self._run, self._way_back = run, WeightSnapshot(run.editor.editable, run.editor.edited_layers)
-        self.edits, self._report = run.fit(facts, None, self._way_back)
+        self._run = run
+        self._take(run.fit(facts))
+
+    def _take(self, done: _Done) -> None:
+        self.edits, self._applied, self._metrics = done.edits, done.applied, done.metrics
 
     def undo(self, batch: int | None = None, recompute: bool = False) -> PreTrainedModel:
         """Put every edited weight back, bit for bit, or take back one batch of edits.
@@ -59,20 +65,21 @@ class EditedModel:
             InputError: there is no such batch.
         """
         if batch is None:
-            self._way_back.restore()
+            self._applied.restore()
             return self.model
         left, exact = self.edits.without(batch)
-        made = [len(b.facts) + len(b.notes.get("dropped", [])) for b in self.edits.batches]
-        first = sum(made[:batch])
-        facts = self.facts[:first] + self.facts[first + made[batch] :]
-        self._way_back.restore()
+        edited = [len(b.facts) + len(b.edit.notes.get("dropped", [])) for b in self.edits.batches]
+        first = sum(edited[:batch])
+        facts = self.facts[:first] + self.facts[first + edited[batch] :]
+        self._applied.restore()
         if recompute and not exact:
             begun = replace(left, batches=left.batches[:batch])
             begun.about["undone"][-1]["as_if_never_made"] = True
-            left, self._report = self._run.fit(facts, begun, self._way_back)
+            self._take(self._run.fit(facts, begun))
+            left = self.edits
         elif self.edits.sequential or batch != len(self.edits.batches) - 1:
             for done in left.batches if self.edits.sequential else left.batches[-1:]:
-                apply_batch(self._run.editor.editable, done)
+                self._applied.apply(done.edit)
             if not exact:
                 warnings.warn(
                     f"edits: batch {batch} is taken out, but the result is not as if it had never been made: the "
@@ -86,10 +93,12 @@ class EditedModel:
     def save(self, path: str | Path) -> None:
         """Write the ledger (safetensors and JSON) into the folder ``path``; ``editkit.load_edits`` reads it."""
         self.edits.save(path)
+        if path_of_ridges := self.edits.about.get("ridge_path"):
+            write_path(Path(path), path_of_ridges, self.edits.about["rho"])
 
     def report(self) -> dict[str, Any]:
         """Scores before and after on the facts with a ``target_true``, and sample prompts with the model's words."""
-        return self._report.metrics()
+        return self._metrics
 
     def __enter__(self) -> EditedModel:
         return self
@@ -137,34 +146,44 @@ def edit(
     editor = editor or EMMET()
     editor.attach(model, tokenizer)
     editor.configure_model()
-    if second_moment is not None:
-        editor.second_moment.path = str(second_moment)
-    return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
+    if second_moment is not None and not isinstance(editor, ClosedFormEditor):
+        raise InputError(
+            f"second_moment: {type(editor).__name__} preserves no keys and takes none, but got {second_moment}; "
+            "leave it out"
+        )
+    return EditedModel(_Run(model, editor, second_moment, batch_size, mode, evaluate, progress), given)
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Done:
+    """What a fit left: the ledger, the edits as they act on the model, and the figures."""
+
+    edits: Edits
+    applied: AppliedEdits
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Run:
     """What ``edit`` was asked for, so that a part of it can be done again."""
 
     model: PreTrainedModel
     editor: Editor
+    second_moment: str | Path | None
     batch_size: int | None
     mode: Literal["independent", "sequential"]
     evaluate: bool
     progress: bool
 
-    def fit(self, facts: list[Fact], begun: Edits | None, way_back: WeightSnapshot) -> tuple[Edits, Report]:
-        """Edit the model, or go on after the batches of ``begun``; any exception leaves it as ``way_back`` has it."""
+    def fit(self, facts: list[Fact], begun: Edits | None = None) -> _Done:
+        """Edit the model, or go on after the batches of ``begun``; any exception leaves it as it was."""
         model, editor = self.model, self.editor
-        update, report = WeightUpdate(self.mode), Report()
+        update, evaluation = WeightUpdate(self.mode), Evaluation()
         if begun is not None:
             update.resume_from(begun)
         device, training = next(model.parameters()).device, model.training
         trained = [p for p in model.parameters() if p.requires_grad]
         data = FactsDataModule.of(facts, self.batch_size)
-        if math.isnan(editor.rho) or (begun is not None and "ridge_path" in begun.about):
-            data.resolve_batch_size(editor.max_batch_size)
-            data.hold_out()
         with quiet_lightning():
             trainer = L.Trainer(
                 **on_device(device),
@@ -173,18 +192,20 @@ class _Run:
                 num_sanity_val_steps=0,
                 limit_val_batches=None if self.evaluate else 0,
                 enable_progress_bar=self.progress,
-                callbacks=[update, report, *([EditProgress()] if self.progress else [])],
+                callbacks=[update, evaluation, Report(), *([edit_progress()] if self.progress else [])],
             )
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)
         try:
-            with quiet_lightning():
+            plan = update.make_plan(trainer, editor, data)
+            with quiet_lightning(), _second_moment_in(self.second_moment, editor):
                 if self.evaluate:
                     trainer.validate(editor, data, verbose=False)
                 trainer.fit(editor, data)
         except BaseException as error:
-            way_back.restore()
+            if update.applied is not None:
+                update.applied.restore()
             if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error  # Trainer makes Ctrl-C an exit of the whole process
             raise
@@ -194,4 +215,19 @@ class _Run:
             nn.Module.to(model, device).train(training)  # Trainer's teardown leaves models on the CPU
             for parameter in trained:
                 parameter.requires_grad_(True)
-        return update.edits, report
+        results = evaluation.results or evaluation.begin(data, plan.sequential)
+        assert update.applied is not None
+        return _Done(update.edits, update.applied, results.metrics(evaluation.protocol))
+
+
+@contextmanager
+def _second_moment_in(folder: str | Path | None, editor: Editor) -> Iterator[None]:
+    """Let an editor take second moments from a folder: of this model, so not when it is used on another one."""
+    if folder is None or not isinstance(editor, ClosedFormEditor):
+        yield
+        return
+    own, editor.second_moment = editor.second_moment, replace(editor.second_moment, path=str(folder))
+    try:
+        yield
+    finally:
+        editor.second_moment = own

@@ -96,6 +96,12 @@ def atlas() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="session")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the atlas's second moments over 8,000 tokens, estimated where they are first wanted."""
+    return tmp_path_factory.mktemp("moments")
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(BuiltIn.model)
 

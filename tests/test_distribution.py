@@ -55,7 +55,9 @@ def test_plots_and_datasets_are_imported_where_they_are_needed(heavy: str) -> No
 
 
 def test_the_command_line_does_not_import_datasets() -> None:
-    code = "import sys, editkit.cli.fit, editkit.cli.export, editkit.cli.covariance; assert 'datasets' not in sys.modules"
+    code = (
+        "import sys, editkit.cli.fit, editkit.cli.export, editkit.cli.covariance; assert 'datasets' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

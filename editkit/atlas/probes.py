@@ -127,9 +127,9 @@ class _Material:
     def _facts(grammar: Grammar) -> list[tuple[Verb, list[Noun]]]:
         facts = []
         for verb, nouns in grammar.transitive:
-            kept = [n for n in nouns if n.kind in _FACT_KINDS and n.plural and n.plural != n.word]
-            if len(kept) > 3:
-                facts.append((verb, kept))
+            nameable = [n for n in nouns if n.kind in _FACT_KINDS and n.plural and n.plural != n.word]
+            if len(nameable) > 3:
+                facts.append((verb, nameable))
         return facts
 
     def alike(self, part: str, first: str, second: str) -> bool:
@@ -428,14 +428,14 @@ def _rte(m: _Material, rng: random.Random) -> Example:
         tail = " " + _pick(rng, m.times)
     who = f"{name}, {job.article}," if job else name
     premise = f"{who} {verb.past} {described + ' ' + noun.word if adjective else noun.article}{tail}."
-    asked = ["event", "event", "passive"]
+    kinds = ["event", "event", "passive"]
     if job:
-        asked += ["job", "job_event"]
+        kinds += ["job", "job_event"]
     if adjective:
-        asked.append("quality")
+        kinds.append("quality")
     if place:
-        asked.append("place")
-    kind = _pick(rng, asked)
+        kinds.append("place")
+    kind = _pick(rng, kinds)
     if kind == "job":
         shown = job if not label else m.other(rng, m.jobs, job)
         while label and m.alike("nouns", job.word, shown.word):  # type: ignore[union-attr]

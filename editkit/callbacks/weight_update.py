@@ -1,148 +1,108 @@
-"""The weight update: once an epoch's value vectors are found, solve in closed form and write the weights."""
+"""The weight update: what an editor found in an epoch becomes an edit of the model, and a batch of the ledger."""
 
 from __future__ import annotations
 
-import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
-from jsonargparse.typing import NonNegativeFloat
-from rich.progress import track
-from torch import Tensor
 from typing_extensions import override
 
-from editkit.covariance import factored_second_moments
+from editkit.callbacks.evaluation import Evaluation
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
-from editkit.editors.closed_form.checkpoint import ValueCheckpoint
-from editkit.editors.closed_form.dependence import settle_dependence
-from editkit.editors.closed_form.editor import Editor, ValueVectors
-from editkit.editors.closed_form.tuning import best, score_path
-from editkit.edits import EditBatch, Edits, WeightSnapshot, apply_batch, apply_delta, load_edits, stored
-from editkit.edits.files import INDEX, write_batch
-from editkit.edits.weights import as_recorded, hashes, samples
-from editkit.functional import Delta, FactoredSecondMoment, with_keys
+from editkit.data.plan import RunPlan
+from editkit.editors.base import Editor
+from editkit.edits import AppliedEdits, EditBatch, Edits
+from editkit.edits.applied import matches_record
+from editkit.edits.batch import hashes_of
+from editkit.edits.files import write_batch
+from editkit.edits.same_run import check_same_run
+from editkit.evaluation.evaluator import Evaluator
+from editkit.evaluation.protocol import Protocol
+from editkit.evaluation.ridge_path import write_path
+from editkit.evaluation.tuning import tuning_score
 from editkit.models.fingerprint import fingerprint
-from editkit.runs.resume import check_same_run
-from editkit.utils.distributed import broadcast_object, gather, place, raise_on_all_ranks
+from editkit.utils.distributed import broadcast_object, place, raise_on_all_ranks
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
 
 
 class WeightUpdate(L.Callback):
-    """Applies ``Editor.solve`` at the end of each batch of edits, layer by layer, and keeps the ledger.
+    """Makes and applies the edit of each batch of facts, and keeps the ledger.
 
     Args:
-        mode: "independent": each batch is made on the unedited weights, restored bit-exactly before it;
-            "sequential": each on top of those before it. The last batch's weights stay in both.
-        earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
-            each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
-            other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
-        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper): "keep"
-            them, which needs a ridge; "drop" the later ones of each group from their batch; "fail" before anything is
-            changed. They are named in the ledger's notes in any case.
+        mode: "independent": each batch is made on the unedited model, restored bit-exactly before it; "sequential":
+            each on top of those before it. The last batch's edit stays in both.
 
     Attributes:
         edits: the ledger so far.
-        moments: block to factored second moment of the unedited model, and of ``earlier_keys``.
+        applied: the edits that act on the model, and the way back; None before the fit.
         folder: where the ledger is kept as it grows; None: nowhere.
 
-    To act on each update, subclass and override ``after_update``::
+    To act on each update, subclass and override ``after_update``, and give the subclass as ``weight_update``::
 
         class Norms(WeightUpdate):
             def after_update(self, editor, batch):
-                editor.log("norm", sum(d.norm() for d in batch.deltas.values()))
+                editor.log("norm", sum(delta.norm() for delta in batch.edit.weight_changes().values()))
     """
 
-    def __init__(
-        self,
-        mode: Literal["independent", "sequential"] = "independent",
-        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
-        dependent: Literal["keep", "drop", "fail"] = "keep",
-    ) -> None:
-        if earlier_keys and mode == "independent":
-            raise InputError(
-                f"weight_update.earlier_keys: independent batches know of no earlier ones, but got {earlier_keys!r}; "
-                "set weight_update.mode to sequential, or leave it out"
-            )
-        self.mode, self.earlier_keys, self.dependent = mode, earlier_keys, dependent
+    def __init__(self, mode: Literal["independent", "sequential"] = "independent") -> None:
+        self.mode = mode
         self.edits = Edits(sequential=mode == "sequential")
-        self.second_moments: dict[int, FactoredSecondMoment] = {}
-        self.snapshot: WeightSnapshot | None = None
+        self.applied: AppliedEdits | None = None
         self.folder: Path | None = None
-        self.start = 0
+        self._start = 0
 
     def after_update(self, editor: Editor, batch: EditBatch) -> None:
-        """Called with each finished batch, after the weights were written; does nothing here."""
+        """Called with each finished batch, after its edit was applied; does nothing here."""
 
-    # ---------------------------------------------------------------- going on where a ledger ends
+    # ---------------------------------------------------------------- before the fit
 
-    def keep_in(self, folder: Path) -> None:
-        """Keep the ledger in ``folder`` from now on; where one is there already, go on after its batches."""
-        if (folder / INDEX).exists():
-            self.resume_from(load_edits(folder))
+    def write_to(self, folder: Path) -> None:
+        """Keep the ledger in ``folder`` from now on."""
         self.folder = folder
 
     def resume_from(self, edits: Edits, start: int | None = None) -> None:
-        """Begin with a ledger's batches made.
+        """Begin with a ledger's batches.
 
         Args:
             edits: of the same model, editor and facts; ``on_fit_start`` checks that.
-            start: the batch to begin with. One that the ledger has is written from there, not found again, and then
-                evaluated. Default: the first one that it lacks.
+            start: the batch to begin with. One that the ledger has is applied from there, not found again, and then
+                measured. Default: the first one that it lacks.
         """
-        self.edits, self.start = edits, len(edits.batches) if start is None else start
+        self.edits, self._start = edits, len(edits.batches) if start is None else start
 
-    def check_same(self, editor: Editor, data: FactsDataModule) -> None:
-        """Raise an ``InputError`` unless the ledger at hand was begun with this model, editor and facts."""
-        if self.edits.model:
-            check_same_run(self.edits, editor, self._about(editor), self.mode == "sequential", data)
+    def make_plan(self, trainer: L.Trainer, editor: Editor, data: FactsDataModule) -> RunPlan:
+        """Settle how the run proceeds, and check that the editor can do it; the data module then deals by the plan.
 
-    def _about(self, editor: Editor) -> dict[str, Any]:
-        return {**editor.about(), "earlier_keys": self.earlier_keys, "dependent": self.dependent}
-
-    def _go_on(self, trainer: L.Trainer, editor: Editor) -> None:
-        """Bring weights and moments to where the ledger's first ``start`` batches leave them."""
-        made = self.edits.batches[: self.start]
-        last = isinstance(data := _data(trainer), FactsDataModule) and self.start == data.num_batches
-        chosen = made if self.mode == "sequential" else made[-1:] if last else []
-        shown = trainer.progress_bar_callback is not None and place()[0] == 0
-        for batch in track(chosen, "Edits so far", disable=not shown or len(chosen) < 10, transient=True):
-            self._write(editor, batch)
-        if chosen and not as_recorded(editor.editable, chosen[-1]):
-            warnings.warn(
-                "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "
-                "another machine or version of torch",
-                stacklevel=2,
-            )
-        progress = trainer.fit_loop.epoch_progress.current
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(progress, name, self.start)
-        if isinstance(data, FactsDataModule):
-            data.made = len(self.edits.batches)
-
-    def _write(self, editor: Editor, batch: EditBatch) -> None:
-        """The weights and moments after a batch of the ledger."""
-        apply_batch(editor.editable, batch)
-        self._preserve(editor, batch.keys)
-
-    def _preserve(self, editor: Editor, keys: dict[int, Tensor]) -> None:
-        """Let later batches preserve these keys too."""
-        for layer, moment in self.second_moments.items():
-            if layer in keys:
-                self.second_moments[layer] = with_keys(moment, keys[layer], self._weight_of_keys(editor))
-
-    def _weight_of_keys(self, editor: Editor) -> float:
-        if self.earlier_keys != "auto":
-            return float(self.earlier_keys)
-        if not editor.rho:
-            raise InputError(
-                "weight_update.earlier_keys: 'auto' is 1/ρ, but this editor's ridge ρ is 0; give a number, or "
-                "the editor a ridge"
-            )
-        return 1.0 / editor.rho
+        Args:
+            trainer: whose ``max_epochs`` may ask for fewer batches, and whose ``Evaluation`` says how to measure.
+            editor: with its model.
+            data: with its facts read.
+        """
+        evaluation = Evaluation.of(trainer)
+        protocol = evaluation.protocol if evaluation is not None else Protocol()
+        most = trainer.max_epochs
+        plan = data.make_plan(
+            editor.max_batch_size,
+            self.mode == "sequential",
+            most if most is not None and most >= 0 else None,
+            editor.needs_tuning,
+            batches_done=len(self.edits.batches),
+            questions=protocol.questions,
+            folder=self.folder,
+            findings=self.edits.about,
+            progress=trainer.progress_bar_callback is not None,
+        )
+        editor.check(plan)
+        if plan.tuning is None:
+            return plan
+        score = tuning_score(Evaluator(editor.editable, editor.tokenizer, protocol))
+        return replace(plan, tuning=replace(plan.tuning, score=score))
 
     # ---------------------------------------------------------------- Lightning
 
@@ -153,157 +113,124 @@ class WeightUpdate(L.Callback):
             return
         if not isinstance(pl_module, Editor):
             raise InputError(f"model: expected an editkit.Editor, but got {type(pl_module).__name__}")
-        data = _data(trainer)
-        if isinstance(data, FactsDataModule):
-            data.resolve_batch_size(pl_module.max_batch_size)
-            data.sequential = self.mode == "sequential"
-            asked = trainer.max_epochs
-            batches = data.num_batches
-            trainer.fit_loop.max_epochs = batches if asked is None or asked < 0 else min(asked, batches)
+        pl_module.configure_model()
+        self.folder = broadcast_object(self.folder)
+        trainer.fit_loop.max_epochs = self.make_plan(
+            trainer, pl_module, FactsDataModule.of_trainer(trainer)
+        ).num_batches
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
-        editor, data = pl_module, _data(trainer)
-        self.folder = broadcast_object(self.folder)
+        editor, plan = pl_module, self.make_plan(trainer, pl_module, FactsDataModule.of_trainer(trainer))
         editor.editable.model.eval()
-        if isinstance(data, FactsDataModule):
-            self.check_same(editor, data)
-        self.edits.model = fingerprint(editor.editable.model)
-        self.edits.about = {**self.edits.about, **self._about(editor)}
-        self.snapshot = WeightSnapshot(editor.editable, editor.edited_layers)
-        if not self.second_moments:
-            progress = trainer.progress_bar_callback is not None
-            self.second_moments = factored_second_moments(
-                editor.editable, editor.tokenizer, editor.edited_layers, editor.second_moment, progress
-            )
-        if math.isnan(editor.rho):
-            self._choose_ridge(trainer, editor)
-        if self.earlier_keys:
-            self._weight_of_keys(editor)
-        self._go_on(trainer, editor)
-        self._keep_index()
+        model, about = fingerprint(editor.editable.model), editor.about()
+        if self.edits.model:
+            check_same_run(self.edits, model, about, plan)
+        self.applied = AppliedEdits(editor.editable)
+        editor.prepare(plan)
+        self.edits = replace(self.edits, model=model, about={**self.edits.about, **about, **editor.findings()})
+        self._resume(trainer, editor, plan)
+        self._save_index()
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Editor)
-        if self.mode == "independent" and self.snapshot is not None:
-            self.snapshot.restore()
-        pl_module.found = ValueVectors()
-
-    @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Editor)
-        if self.folder is not None and batch:
-            found, device = pl_module.found, pl_module.editable.device
-            if ValueCheckpoint(self.folder).read(trainer.current_epoch, batch_idx, batch, found, device):
-                batch.clear()  # the training step is left with nothing to find
+        if self.mode == "independent" and self.applied is not None:
+            self.applied.restore()
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # validation runs before on_train_epoch_end, so the edit must be made here
+        if not trainer.is_last_batch:
+            return
         assert isinstance(pl_module, Editor)
-        # of a batch of one step nothing but the update is left
-        if self.folder is not None and batch and (batch_idx or not trainer.is_last_batch) and not pl_module.found.error:
-            ValueCheckpoint(self.folder).write(trainer.current_epoch, batch_idx, batch, pl_module.found)
-        # validation runs before on_train_epoch_end, so the weights must be written here
-        if trainer.is_last_batch:
-            if trainer.current_epoch < len(self.edits.batches):
-                self._write(pl_module, self.edits.batches[trainer.current_epoch])
-            else:
-                self._update_everywhere(pl_module)
+        epoch = trainer.current_epoch
+        if epoch < len(self.edits.batches):
+            self._apply(pl_module, self.edits.batches[epoch])
+        else:
+            self.update(pl_module, FactsDataModule.of_trainer(trainer).plan.batch(epoch))
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._keep_index()
+        self._save_index()
 
     # ---------------------------------------------------------------- the update
 
-    def _update_everywhere(self, editor: Editor) -> None:
-        """``update`` on what all processes found: made by rank 0, and written by the others as it was made there."""
-        rank, world = place()
-        if world == 1:
-            self.update(editor)
-            return
-        raise_on_all_ranks(editor.found.error)
-        editor.found = ValueVectors.together(gather(editor.found.on_cpu()), editor.editable.device)
-        batch: EditBatch | None = None
-        error: Exception | None = None
+    def update(self, editor: Editor, facts: Sequence[Fact]) -> EditBatch:
+        """Make the edit of a batch of facts, apply it, and keep it; of several processes, as rank 0 makes it.
+
+        Everything is undone if the edit cannot be made, applied or kept.
+        """
+        rank, _ = place()
+        editor.synchronize()
+        edit, error = None, None
         try:
-            batch = self.update(editor) if rank == 0 else None
+            edit = editor.edit(facts).rounded() if rank == 0 else None
         except Exception as caught:
             error = caught
         raise_on_all_ranks(error)
-        batch = broadcast_object(batch)
-        assert batch is not None
-        if rank:
-            self._write(editor, batch)
-            self.edits.batches.append(batch)
-            self.after_update(editor, batch)
-        raise_on_all_ranks(_differing(editor, batch, rank))
-
-    @torch.no_grad()
-    def update(self, editor: Editor) -> EditBatch:
-        """Solve and write each layer in turn, keys and residuals measured anew on the partly edited model.
-
-        Everything is undone if a later layer cannot be solved, or the ledger not kept.
-        """
-        layers = editor.edited_layers
-        notes = settle_dependence(editor, self.second_moments[layers[0]], self.dependent)
-        groups, values = editor.found.groups, torch.cat(editor.found.values, 1)
-        names = [group[0].subject for group in groups]
-        before = WeightSnapshot(editor.editable, layers)
-        deltas: dict[int, Delta] = {}
-        kept: dict[int, Tensor] = {}
+        edit = broadcast_object(edit)
+        assert edit is not None and self.applied is not None
+        undo = self.applied.apply(edit)
         try:
-            for i, layer in enumerate(layers):
-                # the first layer's keys came with the value search; later ones are felt through the edits before them
-                keys = editor.keys(groups, layer) if i else torch.cat(editor.found.keys, 1)
-                residuals = (values - editor.states(groups)) * editor.spread.share(len(layers) - i)
-                deltas[layer] = stored(editor.solve(keys, residuals, self.second_moments[layer], names))
-                apply_delta(editor.editable, layer, deltas[layer])
-                if self.earlier_keys:
-                    kept[layer] = keys.float().cpu()
-            facts: list[Fact] = [fact for group in groups for fact in group]
-            state = hashes(editor.editable, layers), samples(editor.editable, layers)
-            batch = EditBatch(facts, deltas, *state, kept, notes)
-            if self.folder is not None:
+            batch = EditBatch.of(facts, edit, editor.editable)
+            if self.folder is not None and rank == 0:
                 write_batch(self.folder, len(self.edits.batches), batch)
+        except Exception as caught:
+            error = caught
         except BaseException:
-            before.restore()
+            undo()
             raise
+        try:
+            raise_on_all_ranks(error)
+        except BaseException:
+            undo()
+            raise
+        recorded = broadcast_object(batch.hashes)
         self.edits.batches.append(batch)
-        if self.folder is not None:
-            ValueCheckpoint(self.folder).clear()
-        self._preserve(editor, kept)
+        if self.mode == "sequential":
+            editor.observe(edit)
         self.after_update(editor, batch)
+        raise_on_all_ranks(_differing(editor, recorded, batch, rank))
         return batch
 
-    def _choose_ridge(self, trainer: L.Trainer, editor: Editor) -> None:
-        """Choose ρ along the path, or take the one that an interrupted run has chosen."""
-        data, about = _data(trainer), self.edits.about
-        if "ridge_path" not in about:
-            rows = data.hold_out()
-            shown = trainer.progress_bar_callback is not None and place()[0] == 0
-            points = score_path(editor, self.second_moments, data.tuning, rows, shown)
-            about["rho"], about["ridge_path"] = best(points).rho, [point.row() for point in points]
-        editor.choose_rho(about["rho"])
+    def _apply(self, editor: Editor, batch: EditBatch) -> None:
+        """A batch of the ledger acts on the model again."""
+        assert self.applied is not None
+        self.applied.apply(batch.edit)
+        if self.mode == "sequential":
+            editor.observe(batch.edit)
 
-    def _keep_index(self) -> None:
+    def _resume(self, trainer: L.Trainer, editor: Editor, plan: RunPlan) -> None:
+        """Bring the model and the editor to where the ledger's first ``_start`` batches leave them."""
+        first = self.edits.batches[: self._start]
+        last = self._start == plan.num_batches
+        chosen = first if self.mode == "sequential" else first[-1:] if last else []
+        with progress_bar(shown=plan.progress and place()[0] == 0 and len(chosen) >= 10) as bar:
+            for batch in bar.track(chosen, description="Edits so far"):
+                self._apply(editor, batch)
+        if chosen and not matches_record(editor.editable, chosen[-1]):
+            warnings.warn(
+                "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "
+                "another machine or version of torch",
+                stacklevel=2,
+            )
+        progress = trainer.fit_loop.epoch_progress.current
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress, name, self._start)
+
+    def _save_index(self) -> None:
         if self.folder is not None and place()[0] == 0:
             self.edits.save_index(self.folder)
+            if path := self.edits.about.get("ridge_path"):
+                write_path(self.folder, path, self.edits.about["rho"])
 
 
-def _data(trainer: L.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
-
-
-def _differing(editor: Editor, batch: EditBatch, rank: int) -> InputError | None:
+def _differing(editor: Editor, recorded: dict[str, str], batch: EditBatch, rank: int) -> InputError | None:
     """The error to raise unless this process's weights are bit for bit those that rank 0 has after ``batch``."""
-    if hashes(editor.editable, batch.deltas) == batch.hashes:
+    if hashes_of(editor.editable, batch.edit.parameters) == recorded:
         return None
     return InputError(
         f"trainer.devices: expected the same weights on all processes, but those of process {rank} differ after the "

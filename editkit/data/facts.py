@@ -1,9 +1,11 @@
 """Facts to edit, and readers of the formats that they come in.
 
-A record is one JSON object or CSV row. Four formats are known, told apart by their fields; other fields are ignored.
+A record is one JSON object or CSV row. Four formats are known, told apart by their fields. Other fields are ignored;
+those that look like known ones are named in a warning.
 
-- **Flat**, editkit's own: the field names of :class:`Fact`. In CSV, ``paraphrase_prompts``, ``neighborhood_prompts``
-  and ``generation_prompts`` hold texts separated by ``|``, and a blank cell is an absent field::
+- **Flat**, editkit's own: the field names of :class:`Fact`, of which ``paraphrase_prompts`` may be ``paraphrases`` and
+  ``neighborhood_prompts`` ``neighbors``. In CSV, lists of prompts hold texts separated by ``|``, and a blank cell is an
+  absent field::
 
       {"subject": "Lyon", "prompt": "{} lies in", "target_new": "Peru", "target_true": "France"}
 
@@ -14,8 +16,9 @@ A record is one JSON object or CSV row. Four formats are known, told apart by th
   ``locality_ground_truth`` is another answer than ``ground_truth`` is an *unrelated* prompt, of which only the
   accuracy of its own answer is measured.
 - **zsRE** as MEND's files have it: ``subject``, ``src`` (the question), ``rephrase``, ``answers``, ``loc`` and
-  ``loc_ans`` (an unrelated question and its answer). The first of ``answers`` is written, as in ROME's and MEMIT's
-  evaluation; MEND's alternative ``alt`` is another use of the same file, for which give ``target_new`` yourself.
+  ``loc_ans`` (an unrelated question and its answer). The first of ``answers`` is written, as in the evaluations of
+  ROME, MEMIT and EMMET; or, where ``zsre_target`` is "alt", the alternative ``alt``, as in those of MEND and EasyEdit,
+  with the first of ``answers`` for ``target_true``.
 
 A prompt has one ``{}`` where the subject goes. One without is accepted as spelled out when it contains the subject:
 its first occurrence as a word of its own (else its first occurrence) becomes the ``{}``.
@@ -36,29 +39,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from editkit.data.fact_fields import CSV_LISTS, PROMPT_LISTS, REQUIRED, ZsreTarget, aliases, meant_field, unread_fields
 from editkit.utils.errors import InputError, field_error, shorten
 
-_REQUIRED = ("subject", "prompt", "target_new")
-_PROMPT_LISTS = (
-    "paraphrase_prompts",
-    "neighborhood_prompts",
-    "generation_prompts",
-    "unrelated_prompts",
-    "unrelated_answers",
-    "reference_texts",
-)
 _OTHERS = ("neighborhood_prompts", "unrelated_prompts")  # prompts about other subjects
-_ALIASES = {
-    "prompt": ("src",),
-    "target_new": ("answers",),
-    "target_true": ("ground_truth",),
-    "paraphrase_prompts": ("paraphrase_prompt", "rephrase_prompt", "rephrase"),
-    "neighborhood_prompts": ("neighborhood_prompt", "locality_prompt"),
-    "fact_id": ("case_id", "id"),
-    "relation": ("relation_id",),
-    "unrelated_prompts": ("loc",),
-    "unrelated_answers": ("loc_ans",),
-}
 
 
 @dataclass(frozen=True)
@@ -120,33 +104,42 @@ class Fact:
         return template.replace("{}", self.prompt.replace("{}", self.subject))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], position: int = 0, source: str = "facts") -> Fact:
+    def from_record(
+        cls,
+        record: Mapping[str, Any],
+        position: int = 0,
+        source: str = "facts",
+        zsre_target: ZsreTarget = "answers",
+    ) -> Fact:
         """Read one record of any format in the module's docstring.
 
         Args:
             record: The record.
             position: Its 0-based position, which is its id when it names none.
             source: What messages call the place it came from.
+            zsre_target: Which of a zsRE record's answers is written: "answers" (the first of them) or "alt".
 
         Raises:
             InputError: naming the source, the record (from 1), the field as the record calls it, and the remedy.
         """
         try:
-            values = _clean(*_read_fields(record))
+            values = _clean(*_read_fields(record, zsre_target))
         except InputError as error:
             raise InputError(f"{source}, record {position + 1}: {error}") from None
         return cls(**{**values, "fact_id": values["fact_id"] or str(position)})
 
 
-def load_facts(path: str | Path) -> list[Fact]:
+def load_facts(path: str | Path, zsre_target: ZsreTarget = "answers") -> list[Fact]:
     """Read a file of facts.
 
     Args:
         path: A ``.json``, ``.jsonl`` or ``.csv`` file, see the module's docstring.
+        zsre_target: Which of a zsRE record's answers is written: "answers" (the first of them) or "alt". A record whose
+            ``alt`` is empty is left out then.
 
     Returns:
         At least one fact, in the file's order, with distinct ids. Warns once if records have ``target_new`` equal to
-        ``target_true``.
+        ``target_true``, and once if they have fields that look like known ones and are not read.
 
     Raises:
         InputError: if the file cannot be read or a record is bad; names the file, the record, the line and the field.
@@ -160,11 +153,15 @@ def load_facts(path: str | Path) -> list[Fact]:
     readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
     sniffed = {"[": ".json", "{": ".jsonl"}.get(text.lstrip()[:1], ".csv")
     reader = readers.get(Path(path).suffix.lower(), readers[sniffed])
-    return _collect(reader(text.rstrip(), source) if text.strip() else [], source)
+    return _collect(reader(text.rstrip(), source) if text.strip() else [], source, zsre_target)
 
 
-def as_facts(facts: Iterable[Fact | Mapping[str, Any]]) -> list[Fact]:
+def as_facts(facts: Iterable[Fact | Mapping[str, Any]], zsre_target: ZsreTarget = "answers") -> list[Fact]:
     """Accept facts and records alike, mixed as you like; one without an id gets its 0-based position.
+
+    Args:
+        facts: Facts and records.
+        zsre_target: As for :func:`load_facts`.
 
     Returns:
         At least one fact, in order, with distinct ids. Warns as :func:`load_facts` does.
@@ -174,29 +171,52 @@ def as_facts(facts: Iterable[Fact | Mapping[str, Any]]) -> list[Fact]:
     """
     if isinstance(facts, (str, bytes, Mapping, Fact)) or not isinstance(facts, Iterable):
         raise field_error("facts", "a list of facts or records", facts, "put it in a list; load_facts reads files")
-    return _collect((("facts", fact) for fact in facts), "facts")
+    return _collect((("facts", fact) for fact in facts), "facts", zsre_target)
 
 
-def _collect(records: Iterable[tuple[str, Any]], source: str) -> list[Fact]:
+def _collect(records: Iterable[tuple[str, Any]], source: str, zsre_target: ZsreTarget) -> list[Fact]:
     """Facts from (place, record) pairs, with the checks that need more than one record."""
     facts: dict[str, Fact] = {}
     notes: dict[str, list[int]] = {}
+    unread: dict[str, None] = {}
+    alternatives = 0
     for position, (place, record) in enumerate(records):
         if isinstance(record, Fact):
             fact = record if record.fact_id else replace(record, fact_id=str(position))
         else:
-            fact = Fact.from_record(record, position, place)
+            if _has_alternative(record, zsre_target):
+                alternatives += 1
+                if record["alt"] in (None, ""):
+                    notes.setdefault("alt is empty, the record is left out", []).append(position)
+                    continue
+            fact = Fact.from_record(record, position, place, zsre_target)
+            fields = {**record, **record.get("requested_rewrite", {})}
+            unread |= dict.fromkeys(unread_fields(tuple(str(n) for n, value in fields.items() if value is not None)))
         if fact.fact_id in facts:
             came = f"{shorten(fact.fact_id)} as in record {list(facts).index(fact.fact_id) + 1}; rename one"
             raise InputError(f"{place}, record {position + 1}: field 'fact_id': expected an id of its own, got {came}")
         if fact.target_new == fact.target_true:
             notes.setdefault("target_new equals target_true, no score can tell the edit", []).append(position)
         facts[fact.fact_id] = fact
+    if zsre_target == "alt" and facts and not alternatives:
+        raise InputError(
+            f"{source}: zsre_target: expected zsRE's records, which have 'alt' and no target_new, for 'alt', but there "
+            "are none; leave it at 'answers'"
+        )
     if not facts:
-        raise InputError(f"{source}: expected at least one fact, got none; add a record with {', '.join(_REQUIRED)}")
+        raise InputError(f"{source}: expected at least one fact, got none; add a record with {', '.join(REQUIRED)}")
     for note, at in notes.items():
         warnings.warn(f"{source}: {note} (record {at[0] + 1} first, {len(at)} in all)", UserWarning, stacklevel=3)
+    if unread:
+        names = ", ".join(unread)
+        told = f"fields that look like known ones are not read: {names}; rename what is meant to be read"
+        warnings.warn(f"{source}: {told}", UserWarning, stacklevel=3)
     return list(facts.values())
+
+
+def _has_alternative(record: Any, zsre_target: ZsreTarget) -> bool:
+    """Whether ``alt`` is what is written of a record."""
+    return zsre_target == "alt" and isinstance(record, Mapping) and "alt" in record and "target_new" not in record
 
 
 def _foreign_locality(record: Mapping[str, Any]) -> bool:
@@ -205,21 +225,23 @@ def _foreign_locality(record: Mapping[str, Any]) -> bool:
     return len({answer.strip() for answer in answers if isinstance(answer, str)}) == 2
 
 
-def _read_fields(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_fields(record: Any, zsre_target: ZsreTarget) -> tuple[dict[str, Any], dict[str, str]]:
     """A record's values by :class:`Fact` field, and the names that the record has for those fields."""
     if not isinstance(record, Mapping):
-        raise InputError(f"expected an object with fields, got {shorten(record)}; write {{…}} with {_REQUIRED}")
+        raise InputError(f"expected an object with fields, got {shorten(record)}; write {{…}} with {REQUIRED}")
     rewrite = record.get("requested_rewrite", {})
     if not isinstance(rewrite, Mapping):
         raise field_error("requested_rewrite", "an object", rewrite, "see CounterFact's format in editkit.data.facts")
     merged = {**record, **rewrite}
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
-    for field in Fact.__dataclass_fields__:
-        name = next((one for one in (field, *_ALIASES.get(field, ())) if merged.get(one) is not None), None)
-        if name is None and field in _REQUIRED:
+    for field, others in aliases(zsre_target).items():
+        name = next((one for one in (field, *others) if merged.get(one) is not None), None)
+        if name is None and field in REQUIRED:
             came = f"only the fields {shorten(', '.join(map(str, merged)))}"
-            raise InputError(f"field {field!r}: expected a string, got {came}; add the field {field!r}")
+            meant = next((f"rename {one!r} or " for one in merged if meant_field(str(one)) in (field, *others)), "")
+            add = "alt" if zsre_target == "alt" and field == "target_new" and "answers" in merged else field
+            raise InputError(f"field {add!r}: expected a string, got {came}; {meant}add the field {add!r}")
         if name is not None:
             value = merged[name]
             is_target = field.startswith("target") and isinstance(value, Mapping)
@@ -251,7 +273,7 @@ def _template(prompt: str, subject: str, name: str) -> str:
 def _clean(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Validate and normalise a fact's fields; ``names`` says what the user calls them. Idempotent."""
     names = {field: names.get(field, field) for field in Fact.__dataclass_fields__}
-    clean: dict[str, Any] = {field: _text(values[field], names[field]) for field in _REQUIRED}
+    clean: dict[str, Any] = {field: _text(values[field], names[field]) for field in REQUIRED}
     clean.update(subject=clean["subject"].strip(), target_new=clean["target_new"].strip())
     clean["prompt"] = clean["prompt"].rstrip(" ")
     if "{}" in clean["subject"]:
@@ -261,7 +283,7 @@ def _clean(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     for field in ("target_true", "relation"):
         value = values.get(field)
         clean[field] = None if value is None else _text(value, names[field]).strip()
-    for field in _PROMPT_LISTS:
+    for field in PROMPT_LISTS:
         given = [values[field]] if isinstance(values.get(field), str) else values.get(field, ())
         if not isinstance(given, Sequence):
             raise field_error(names[field], "a list of strings", given, "write the prompts in a list")
@@ -319,8 +341,8 @@ def _csv_records(text: str, source: str) -> list[tuple[str, Any]]:
             if len(row) > len(header):
                 came = f"expected {len(header)} cells, got {len(row)}; quote a text that has commas"
                 raise InputError(f"{place}, record {len(records) + 1}: {came}")
-            record: dict[str, Any] = {n: c for n, c in zip(header, row, strict=False) if c.strip() or n in _REQUIRED}
-            for name in record.keys() & set(_PROMPT_LISTS):
+            record: dict[str, Any] = {n: c for n, c in zip(header, row, strict=False) if c.strip() or n in REQUIRED}
+            for name in record.keys() & set(CSV_LISTS):
                 record[name] = [part.strip() for part in record[name].split("|") if part.strip()]
             records.append((place, record))
     except csv.Error as error:

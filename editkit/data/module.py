@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -14,8 +15,11 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.data.fact_fields import ZsreTarget
 from editkit.data.facts import Fact, as_facts, load_facts
+from editkit.data.fitting import fitted
 from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.plan import Measurement, RunPlan, Tuning
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 from editkit.utils.errors import InputError
@@ -60,6 +64,8 @@ class FactsDataModule(L.LightningDataModule):
 
     Args:
         facts: "atlas" (shipped), or a .json, .jsonl or .csv file of facts in CounterFact, EasyEdit or editkit's format.
+        zsre_target: which of a zsRE record's answers is written: "answers" (the first of them; ROME, MEMIT, EMMET) or
+            "alt" (MEND, EasyEdit).
         split: of the atlas: "report" for what is published, "tune" for choosing hyperparameters.
         num_facts: facts to edit in all; default all there are, or what ``num_batches`` asks for.
         batch_size: facts per batch of edits (1 to 10,000), edited by one solve. Default: all at once, or what the
@@ -75,11 +81,8 @@ class FactsDataModule(L.LightningDataModule):
             then.
 
     Attributes:
-        sequential: whether each batch of edits stays while the next ones are made, so that the facts of all batches
-            are measured after the last.
-        edited: whether ``validate`` measures an edited model.
-        only: positions of the facts that ``validate`` measures; None: all.
-        present: the batch of edits that ``validate`` measures by itself, None where there is no such.
+        selected: the facts to edit, once ``setup`` has read them.
+        probe_sets: the probes, likewise.
     """
 
     def __init__(
@@ -95,21 +98,20 @@ class FactsDataModule(L.LightningDataModule):
         probes: list[Probe] | None = None,
         text: HeldOutText | None = None,
         probe_every: PositiveInt | None = None,
+        zsre_target: ZsreTarget = "answers",
     ) -> None:
         super().__init__()
-        self.source, self.split, self.num_facts = facts, split, num_facts
+        self.source, self.split, self.num_facts, self.zsre_target = facts, split, num_facts, zsre_target
         self.batch_size, self.facts_per_step, self.seed = batch_size, facts_per_step, seed
         self.generation, self.probes, self.text, self.probe_every = generation, probes or [], text, probe_every
         self.asked_batches = num_batches
         self.selected: list[Fact] = []
-        self.tuning: list[Fact] = []
         self.others: list[Fact] = []
-        self.made = 0  # leading batches of edits whose weights are there already, so that nothing is to be found
         self.probe_sets: list[ProbeSet] = []
-        self.sequential = self.edited = False
-        self.only: Sequence[int] | None = None
-        self.present: int | None = None
+        self._plan: RunPlan | None = None
+        self._measurement: Measurement | None = None
         self._windows: list[TextRow] = []
+        self._fitted: tuple[Any, list[ProbeSet]] = (None, [])  # the probes as they fit, and into what
 
     @classmethod
     def of(cls, facts: Sequence[Fact], batch_size: int | None = None) -> FactsDataModule:
@@ -117,6 +119,18 @@ class FactsDataModule(L.LightningDataModule):
         module = cls(batch_size=batch_size)
         module.selected = list(facts)
         return module
+
+    @classmethod
+    def of_trainer(cls, trainer: L.Trainer) -> FactsDataModule:
+        """The data module that a trainer runs on.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, cls):
+            raise InputError(f"data: expected an editkit.FactsDataModule, but got {type(data).__name__}; give one")
+        return data
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -133,12 +147,12 @@ class FactsDataModule(L.LightningDataModule):
             if self.split not in built_in.splits:
                 expected = " or ".join(map(repr, built_in.splits))
                 raise InputError(f"data.split: expected {expected}, but got {self.split!r}; choose one of them")
-            facts = as_facts(built_in.records(self.split))
+            facts = as_facts(built_in.records(self.split), self.zsre_target)
             # what is reported tunes nothing
             others = as_facts(built_in.records("tune")) if self.split == "report" else []
         else:
             try:
-                facts = load_facts(self.source)
+                facts = load_facts(self.source, self.zsre_target)
             except InputError as error:
                 raise InputError(f"data.facts: {error}") from error
         count = self._count(len(facts))
@@ -173,95 +187,105 @@ class FactsDataModule(L.LightningDataModule):
             )
         return batches * self.batch_size
 
-    def resolve_batch_size(self, limit: int | None) -> None:
-        """Settle the batch size: as asked, else all facts at once within the editor's ``limit``."""
-        if self.batch_size is None:
-            self.batch_size = min(len(self.selected), limit or len(self.selected))
-        if self.batch_size > len(self.selected):
-            raise InputError(
-                f"data.batch_size: expected at most the run's {len(self.selected)} facts, but got {self.batch_size}; "
-                "lower it or give more facts"
-            )
-        if limit is not None and self.batch_size > limit:
-            raise InputError(
-                f"data.batch_size: this editor takes {limit} fact{'s' * (limit > 1)} at a time, but got "
-                f"{self.batch_size}; leave it out, or use editkit.EMMET or editkit.MEMIT"
-            )
+    def read_facts(self) -> list[Fact]:
+        """The facts to edit, read now if they were not."""
+        self.setup()
+        return list(self.selected)
 
-    def hold_out(self) -> list[EvaluationRow]:
-        """Set aside ``tuning`` facts, as many as a batch has, and return the rows by which settings may be chosen.
+    # ---------------------------------------------------------------- the plan
 
-        They are other facts than the run's, with a ``target_true``: the atlas's "tune" split, or what a file has
-        beside those selected. Where there are too few, they are the first batch's own, each with half of its prompts,
-        which are then no longer among those reported; the prompt of the fact itself has no half, and is left out. So is
-        every prompt that is among those reported, such as a neighbour that two facts share.
+    def make_plan(
+        self,
+        limit: int | None = None,
+        sequential: bool = False,
+        max_batches: int | None = None,
+        hold_out: bool = False,
+        **settings: Any,
+    ) -> RunPlan:
+        """Settle how the run proceeds; the same arguments make the same plan again.
+
+        Args:
+            limit: facts that the editor can take at a time.
+            sequential: whether each batch of edits stays while the next ones are made.
+            max_batches: batches to make, if fewer than the facts fill.
+            hold_out: set facts aside by which settings can be chosen: others than the run's, with a ``target_true`` (of
+                the built-in facts those of the split "tune", of a file those that were not selected). Where there are
+                too few, they are the first batch's own, each with half of its prompts, which are then no longer
+                reported.
+            settings: other fields of ``RunPlan``.
+
+        Raises:
+            InputError: a batch size that the editor, or the number of facts, does not allow.
         """
-        size = self.batch_size or len(self.selected)
-        others = [fact for fact in self.others if fact.target_true is not None]
-        if not self.tuning:
-            if len(others) >= size:
-                self.tuning = others[:size]
-            else:
-                self.tuning, self.selected[:size] = halves(self.selected[:size])
-        reported = {row.prompt for row in evaluation_rows(self.selected, range(len(self.selected)))}
-        rows = evaluation_rows(self.tuning, range(len(self.tuning)))
-        return [row for row in rows if row.prompt not in reported and row.target_true is not None]
+        size = self._batch_size(limit)
+        facts, tuning = list(self.selected), None
+        if hold_out:
+            others = [fact for fact in self.others if fact.target_true is not None][:size]
+            if len(others) < size:
+                others, facts[:size] = halves(facts[:size])
+            tuning = Tuning(tuple(others), tuple(_tuning_rows(others, facts)))
+        self._plan = RunPlan(
+            tuple(facts), size, max_batches, sequential, probe_every=self.probe_every, tuning=tuning, **settings
+        )
+        return self._plan
 
     @property
-    def num_batches(self) -> int:
-        """Batches of edits, the last perhaps smaller."""
-        return math.ceil(len(self.selected) / (self.batch_size or len(self.selected)))
+    def plan(self) -> RunPlan:
+        """The plan that was made last; before that, all facts in one batch."""
+        return self._plan or RunPlan(tuple(self.selected), len(self.selected) or 1, probe_every=self.probe_every)
 
-    def batch_indices(self, batch: int) -> range:
-        """Positions, among the run's facts, of one batch of edits."""
-        size = self.batch_size or len(self.selected)
-        return range(batch * size, min((batch + 1) * size, len(self.selected)))
+    @property
+    def measurement(self) -> Measurement:
+        """What the validation at work measures."""
+        assert self.trainer is not None
+        if self._measurement is not None:
+            return self._measurement
+        in_fit = self.trainer.state.fn == "fit"
+        return self.plan.after(self.trainer.current_epoch) if in_fit else self.plan.before()
+
+    def measuring(self, measurement: Measurement) -> FactsDataModule:
+        """The same facts and probes, for a validation that measures something else."""
+        other = copy.copy(self)
+        other._measurement = measurement
+        return other
+
+    def _batch_size(self, limit: int | None) -> int:
+        """The batch size: as asked, else all facts at once within the editor's ``limit``."""
+        size = self.batch_size or min(len(self.selected), limit or len(self.selected))
+        if size > len(self.selected):
+            raise InputError(
+                f"data.batch_size: expected at most the run's {len(self.selected)} facts, but got {size}; lower it or "
+                "give more facts"
+            )
+        if limit is not None and size > limit:
+            raise InputError(
+                f"data.batch_size: this editor takes {limit} fact{'s' * (limit > 1)} at a time, but got {size}; leave "
+                "it out, or use editkit.EMMET or editkit.MEMIT"
+            )
+        return size
+
+    # ---------------------------------------------------------------- loaders
 
     @override
-    def train_dataloader(self) -> DataLoader[list[list[Fact]]]:
-        """The present epoch's batch of edits in steps: lists of groups of facts with one key.
+    def train_dataloader(self) -> DataLoader[list[Fact]]:
+        """The present epoch's batch of edits in steps: lists of facts, those with one key in one step.
 
-        Of several processes each has its share of the groups, in as many steps, of which some may be empty.
+        Of several processes each has all facts, or where the editor shards them, its share of them, in as many steps,
+        of which some may be empty. A batch that the ledger has already is one empty step.
         """
         assert self.trainer is not None
         batch, world = self.trainer.current_epoch, self.trainer.world_size
-        if not self.made <= batch < self.num_batches:
+        if not self.plan.batches_done <= batch < self.plan.num_batches:
             return DataLoader([[]], batch_size=None)  # type: ignore[arg-type]
-        groups = group_by_key([self.selected[i] for i in self.batch_indices(batch)])
-        share = groups[self.trainer.global_rank :: world]
-        longest = math.ceil(len(groups) / world)
-        steps = [share[i : i + self.facts_per_step] for i in range(0, longest, self.facts_per_step)]
+        groups = group_by_key(self.plan.batch(batch))
+        shards = world if getattr(self.trainer.lightning_module, "shards_facts", False) else 1
+        share = groups[self.trainer.global_rank % shards :: shards]
+        longest = math.ceil(len(groups) / shards)
+        steps = [
+            [fact for group in share[i : i + self.facts_per_step] for fact in group]
+            for i in range(0, longest, self.facts_per_step)
+        ]
         return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
-
-    def phases(self) -> dict[str, Sequence[int]]:
-        """The facts that are measured now, by what that is called.
-
-        "before": all, on the unedited model; "after": those of the present batch of edits, or in ``validate`` of an
-        edited model all; "final": those of all batches, once the last of several sequential ones is made.
-        """
-        assert self.trainer is not None
-        if self.trainer.state.fn != "fit":
-            every = range(len(self.selected)) if self.only is None else self.only
-            return {"after" if self.edited else "before": every}
-        present = self.batch_indices(self.trainer.current_epoch)
-        found: dict[str, Sequence[int]] = {"after": present}
-        if self.sequential and self._is_last and present.start:
-            found["final"] = range(present.stop)
-        return found
-
-    @property
-    def _is_last(self) -> bool:
-        assert self.trainer is not None
-        asked = self.trainer.max_epochs
-        batches = self.num_batches if asked is None or asked < 0 else min(asked, self.num_batches)
-        return self.trainer.current_epoch == batches - 1
-
-    @property
-    def _probes_are_due(self) -> bool:
-        assert self.trainer is not None
-        if self.trainer.state.fn != "fit" or self._is_last:
-            return True
-        return bool(self.probe_every) and (self.trainer.current_epoch + 1) % (self.probe_every or 1) == 0
 
     @override
     def val_dataloader(self) -> list[DataLoader[list[Row]]]:
@@ -269,24 +293,35 @@ class FactsDataModule(L.LightningDataModule):
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         editor: Any = self.trainer.lightning_module
-        every = max(self.phases().values(), key=len)  # what is measured twice is run once
-        indices = every[rank::world]
-        facts = [self.selected[i] for i in indices]
+        plan, measurement = self.plan, self.measurement
+        indices = measurement.facts[rank::world]
+        facts = [plan.facts[i] for i in indices]
+        questions = plan.questions
         batches: list[list[list[Any]]] = [
             [
-                evaluation_rows(facts[n : n + FACTS_AT_A_TIME], indices[n : n + FACTS_AT_A_TIME])
+                evaluation_rows(facts[n : n + FACTS_AT_A_TIME], indices[n : n + FACTS_AT_A_TIME], questions.locality)
                 for n in range(0, len(facts), FACTS_AT_A_TIME)
             ]
         ]
         if self.generation:
-            batches.append(_cut(generation_rows(facts, indices, editor.protocol.generations)))
-        if self._probes_are_due:
-            batches += [_cut(probe.rows[rank::world]) for probe in self.probe_sets]
+            batches.append(_cut(generation_rows(facts, indices, questions.generations)))
+        if measurement.probes:
+            room = editor.tokenizer, editor.editable.context, questions.separator
+            if self._fitted[0] != room:
+                self._fitted = room, [fitted(probe, *room) for probe in self.probe_sets]
+            batches += [_cut(probe.rows[rank::world]) for probe in self._fitted[1]]
             if self.text is not None:
                 self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.editable.context)
                 batches.append(_cut(self._windows[rank::world]))
         # never empty, so that the loop runs and its callbacks see the edited model
         return [DataLoader(part or [[]], batch_size=None) for part in batches]  # type: ignore[arg-type]
+
+
+def _tuning_rows(tuning: Sequence[Fact], reported: Sequence[Fact]) -> list[EvaluationRow]:
+    """Rows of tuning facts that have a ``target_true`` and are not among those reported, such as a shared neighbour."""
+    prompts = {row.prompt for row in evaluation_rows(reported, range(len(reported)))}
+    rows = evaluation_rows(tuning, range(len(tuning)))
+    return [row for row in rows if row.prompt not in prompts and row.target_true is not None]
 
 
 def _cut(rows: Sequence[Any]) -> list[list[Any]]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from editkit.data.facts import Fact
 from editkit.data.probes import ProbeRow
 
 REWRITE, PARAPHRASE, NEIGHBORHOOD, UNRELATED = range(4)
+
+NATURAL_QUESTION = "nq question:"  # what zsRE's files put before the questions that editing should leave alone
+LocalityQuestion = Literal["as_given", "question_mark", "bare", "bare_question_mark"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,42 @@ class TextRow:
 Row = EvaluationRow | GenerationRow | ProbeRow | TextRow
 
 
-def evaluation_rows(facts: Sequence[Fact], indices: Sequence[int]) -> list[EvaluationRow]:
-    """Rows of ``facts`` whose positions in the run are ``indices``.
+@dataclass(frozen=True)
+class Questions:
+    """How a run's questions are put, as its evaluation protocol has it.
+
+    Attributes:
+        generations: texts generated for each generation prompt.
+        locality: how zsRE's unrelated questions are asked, see :func:`locality_question`.
+        separator: text between a prompt and its target.
+    """
+
+    generations: int = 1
+    locality: LocalityQuestion = "as_given"
+    separator: str = " "
+
+
+def locality_question(prompt: str, form: LocalityQuestion) -> str:
+    """One of zsRE's unrelated questions in the form in which it is asked; any other prompt stays as it is.
+
+    Args:
+        prompt: an unrelated prompt.
+        form: "as_given"; "question_mark": with a "?" at its end; "bare": without "nq question: " before it;
+            "bare_question_mark": both.
+
+    >>> [locality_question("nq question: who sang it", form) for form in ("as_given", "bare_question_mark")]
+    ['nq question: who sang it', 'who sang it?']
+    """
+    if form == "as_given" or not prompt.startswith(NATURAL_QUESTION):
+        return prompt
+    asked = prompt.removeprefix(NATURAL_QUESTION).strip() if form.startswith("bare") else prompt
+    return asked + "?" * form.endswith("question_mark")
+
+
+def evaluation_rows(
+    facts: Sequence[Fact], indices: Sequence[int], form: LocalityQuestion = "as_given"
+) -> list[EvaluationRow]:
+    """Rows of ``facts`` whose positions in the run are ``indices``; ``form`` is for :func:`locality_question`.
 
     A neighbourhood prompt of a fact without a ``target_true`` has nothing to be compared with, and no row.
     """
@@ -80,7 +118,8 @@ def evaluation_rows(facts: Sequence[Fact], indices: Sequence[int]) -> list[Evalu
         about_others = () if fact.target_true is None else fact.neighborhood_prompts
         for kind, prompts in enumerate(([fact.text()], fact.paraphrase_prompts, about_others)):
             rows += [EvaluationRow(index, kind, n, p, fact.target_new, fact.target_true) for n, p in enumerate(prompts)]
-        answered = zip(fact.unrelated_prompts, fact.unrelated_answers, strict=True)
+        asked = [locality_question(prompt, form) for prompt in fact.unrelated_prompts]
+        answered = zip(asked, fact.unrelated_answers, strict=True)
         rows += [EvaluationRow(index, UNRELATED, n, p, answer, None) for n, (p, answer) in enumerate(answered)]
     return rows
 

@@ -8,8 +8,9 @@ after exactly one space.
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class ProbeTask:
         source: name and configuration of the data set for ``datasets``.
         split: its labelled split.
         prepare: makes the fields of the prompt from a record, where they are not the record's own.
+        two_classes: the task for data of the same fields with two classes, where this one has three.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ProbeTask:
     source: tuple[str, str | None] = ("", None)
     split: str = "validation"
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=dict)
+    two_classes: str | None = None
 
     @property
     def classes(self) -> int:
@@ -70,15 +73,57 @@ class ProbeTask:
                     f"{shorten(values.get(name))}; its fields are {', '.join([*self.fields, self.label])}"
                 )
         label = record.get(self.label)
-        for number, known in enumerate(self.values):
-            if type(label) is not bool and label in known:
-                # a label's word brings its own space, and so does a field its own end
-                return self.prompt.format_map({n: values[n].strip() for n in self.fields}), number
+        number = self.class_of(label)
+        if number is not None:
+            # a label's word brings its own space, and so does a field its own end
+            return self.prompt.format_map({n: values[n].strip() for n in self.fields}), number
         expected = ", ".join(repr(v) for known in self.values for v in known)
+        remedy = "correct or remove the record"
+        if self.two_classes and TASKS[self.two_classes].class_of(label) is not None:
+            remedy = f"data of two classes is task {self.two_classes!r}"
         raise InputError(
             f"{place}: field {self.label!r}: expected a label of task {self.name!r} ({expected}), got "
-            f"{shorten(label)}; correct or remove the record"
+            f"{shorten(label)}; {remedy}"
         )
+
+    def class_of(self, label: Any) -> int | None:
+        """The class that a label of the data means, or None; digits in quotes are the number.
+
+        >>> TASKS["rte"].class_of("1"), TASKS["rte"].class_of("entailment"), TASKS["rte"].class_of(2)
+        (1, 0, None)
+        """
+        label = as_number(label)
+        if isinstance(label, bool):  # True would equal 1
+            return None
+        return next((number for number, known in enumerate(self.values) if label in known), None)
+
+    def check_labels(self, labels: Iterable[Any], place: str) -> None:
+        """Tell data of another task by its labels: all valid here, but only the numbers of two of three classes.
+
+        Args:
+            labels: of all records.
+            place: what the message calls where they come from.
+
+        Raises:
+            InputError: these labels are those of the task ``two_classes``.
+        """
+        found = {label if isinstance(label, str | int) else repr(label) for label in map(as_number, labels)}
+        if self.two_classes and found == {0, 1}:
+            names = ", ".join(f"{known[0]} is {known[1]}" for known in TASKS[self.two_classes].values)
+            raise InputError(
+                f"{place}: field {self.label!r}: expected {self.classes} classes for task {self.name!r}, got only the "
+                f"labels 0 and 1; data of two classes is task {self.two_classes!r} ({names}); if these are two of "
+                "three, give the classes' names instead of numbers"
+            )
+
+
+def as_number(label: Any) -> Any:
+    """A label that is a string of digits as the number; any other as it is.
+
+    >>> as_number(" 1"), as_number("-1"), as_number("one"), as_number(None)
+    (1, -1, 'one', None)
+    """
+    return int(label) if isinstance(label, str) and re.fullmatch(r"\s*-?\d+\s*", label) else label
 
 
 def _choices(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -142,6 +187,7 @@ TASKS: dict[str, ProbeTask] = {
             source=("nyu-mll/glue", "mnli"),
             split="validation_matched",
             prepare=_pair,
+            two_classes="rte",
         ),
         ProbeTask(
             "mmlu",

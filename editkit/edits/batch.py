@@ -1,15 +1,16 @@
-"""What one batch of edits did: its facts and, per block, a weight change."""
+"""One batch of edits as the ledger has it: its facts, what was done, and what the weights were then."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from editkit.data.facts import Fact
-from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta, smallest
+from editkit.edits.edit import Edit
+from editkit.models.editable import EditableModel
+from editkit.models.fingerprint import sampled, tensor_hash
 
 
 @dataclass
@@ -18,34 +19,28 @@ class EditBatch:
 
     Attributes:
         facts: its facts.
-        deltas: block to weight change, float32 on the CPU; empty for an editor that changes no weights.
-        hashes: block to the hash of every bit of the weight after this batch.
-        samples: block to up to 512 entries of that weight, in its dtype, for machines that round otherwise.
-        keys: block to the (d_in, E) float32 keys that later batches are to preserve; empty unless they are.
-        notes: what was found out about the batch before it was solved (JSON values).
-        prompt: text that acts in place of weights, for editors that work in the prompt.
+        edit: what was done.
+        hashes: parameter name to the hash of every bit of it after this batch, for each parameter that was changed.
+        samples: parameter name to up to 512 entries of it then, in its dtype, for machines that round otherwise.
     """
 
-    facts: list[Fact]
-    deltas: dict[int, Delta] = field(default_factory=dict)
-    hashes: dict[int, str] = field(default_factory=dict)
-    samples: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
+    facts: Sequence[Fact]
+    edit: Edit
+    hashes: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, facts: Sequence[Fact], edit: Edit, model: EditableModel) -> EditBatch:
+        """The batch of an edit that was just applied to ``model``, less the facts that the edit left out."""
+        dropped = set(edit.notes.get("dropped", []))
+        return cls(
+            [fact for fact in facts if fact.fact_id not in dropped],
+            edit,
+            hashes_of(model, edit.parameters),
+            {name: sampled(model.parameter(name)).cpu().clone() for name in edit.parameters},
+        )
 
 
-def stored(delta: Delta) -> Delta:
-    """A delta rounded to float32 in its smallest form: what is kept, and so what is applied."""
-    delta = smallest(delta)
-    if isinstance(delta, LowRankDelta):
-        return LowRankDelta(_kept(delta.left), None if delta.right is None else _kept(delta.right))
-    if isinstance(delta, DenseDelta):
-        return DenseDelta(_kept(delta.matrix))
-    if isinstance(delta, SparseDelta):
-        return SparseDelta(delta.indices.cpu(), _kept(delta.values), delta.shape)
-    return ZeroDelta(delta.shape)
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous()
+def hashes_of(model: EditableModel, names: Sequence[str]) -> dict[str, str]:
+    """Hash of every bit of some parameters as they are now."""
+    return {name: tensor_hash(model.parameter(name)) for name in names}

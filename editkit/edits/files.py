@@ -22,14 +22,18 @@ from torch import Tensor
 
 from editkit.data.facts import Fact
 from editkit.edits.batch import EditBatch
-from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
+from editkit.edits.edit import Edit
+from editkit.edits.module_edit import ModuleEdit
+from editkit.edits.prompt_edit import PromptEdit
+from editkit.edits.weight_edit import WeightEdit
 from editkit.utils.errors import InputError
 from editkit.utils.files import atomic_write
 
-SCHEMA = 2
+SCHEMA = 3
 INDEX = "edits.json"
-KINDS: dict[str, Any] = {"low_rank": LowRankDelta, "dense": DenseDelta, "sparse": SparseDelta, "none": ZeroDelta}
-BESIDE = ("samples", "keys")  # tensors per block that are no part of its delta
+EDIT_TYPES: dict[str, type[Edit]] = {e.kind: e for e in (WeightEdit, PromptEdit, ModuleEdit)}
+#: groups of tensors in a batch's file: of the edit itself, of the editor's state, entries of the edited weights
+EDIT, STATE, SAMPLE = "edit", "state", "sample"
 
 Entry = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -42,10 +46,12 @@ def batch_file(folder: Path, index: int) -> Path:
 
 def write_batch(folder: Path, index: int, batch: EditBatch) -> None:
     """Write one batch, whole or not at all; with this it is done."""
-    tensors = {f"{layer}.{name}": t for layer, d in batch.deltas.items() for name, t in d.tensors().items()}
-    for name in BESIDE:
-        tensors |= {f"{layer}.{name}": t for layer, t in getattr(batch, name).items()}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    groups = {EDIT: batch.edit.tensors(), STATE: batch.edit.state, SAMPLE: batch.samples}
+    tensors = {
+        f"{group}:{name}": tensor.detach().cpu().contiguous()
+        for group, part in groups.items()
+        for name, tensor in part.items()
+    }
     metadata = {"schema": str(SCHEMA), "batch": json.dumps(entry_of(batch), ensure_ascii=False)}
     atomic_write(batch_file(folder, index), lambda part: save_file(tensors, part, metadata), "edits")
 
@@ -60,13 +66,11 @@ def write_index(folder: Path, header: dict[str, Any], batches: Sequence[EditBatc
 
 def entry_of(batch: EditBatch) -> Entry:
     """All of a batch but its tensors, as JSON values."""
-    kinds = {kind: name for name, kind in KINDS.items()}
     return {
         "facts": [asdict(fact) for fact in batch.facts],
-        "deltas": {str(n): {"kind": kinds[type(d)], "shape": list(d.shape)} for n, d in batch.deltas.items()},
-        "hashes": {str(n): value for n, value in batch.hashes.items()},
-        "notes": batch.notes,
-        "prompt": batch.prompt,
+        "edit": {"kind": batch.edit.kind, **batch.edit.header()},
+        "hashes": dict(batch.hashes),
+        "notes": batch.edit.notes,
     }
 
 
@@ -86,10 +90,12 @@ def read_ledger(folder: Path) -> tuple[dict[str, Any], list[EditBatch]]:
         count = len(listed)
         while batch_file(folder, count).exists():  # finished after the index was last written
             count += 1
-        parts = [_read_file(batch_file(folder, i), listed[i] if schema == 1 else None) for i in range(count)]
-        for number in range(schema, SCHEMA):
-            header, parts = MIGRATIONS[number](header, parts)
-        return header, [_batch(entry, tensors) for entry, tensors in parts]
+        batches = [_read_file(batch_file(folder, i), listed[i] if schema == 1 else None) for i in range(count)]
+        if schema < 3:
+            header["about"] = _renamed(header["about"])
+        return header, batches
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(
             f"edits: expected a folder written by editkit with {INDEX} and batch_*.safetensors, but {folder} could "
@@ -97,51 +103,73 @@ def read_ledger(folder: Path) -> tuple[dict[str, Any], list[EditBatch]]:
         ) from error
 
 
-def _read_file(file: Path, entry: Entry | None) -> tuple[Entry, Tensors]:
+def _read_file(file: Path, listed: Entry | None) -> EditBatch:
+    """A batch from its file, of any schema; of schema 1, what ``edits.json`` lists of it is ``listed``."""
     with safe_open(file, framework="pt") as content:
-        names = content.keys()
-        return entry or json.loads(content.metadata()["batch"]), {name: content.get_tensor(name) for name in names}
+        metadata = content.metadata() or {}
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    # a run that was begun by an older editkit and resumed by this one has files of both schemas
+    schema, entry = (1, listed) if listed is not None else (int(metadata["schema"]), json.loads(metadata["batch"]))
+    for number in range(schema, SCHEMA):
+        entry, tensors = MIGRATIONS[number](entry, tensors)
+    return _batch(entry, tensors)
 
 
 def _batch(entry: Entry, tensors: Tensors) -> EditBatch:
-    deltas: dict[int, Delta] = {}
-    for layer, about in entry["deltas"].items():
-        mine = {name.removeprefix(f"{layer}."): t for name, t in tensors.items() if name.startswith(f"{layer}.")}
-        own: dict[str, Any] = {name: t for name, t in mine.items() if name not in BESIDE}
-        if about["kind"] in ("sparse", "none"):
-            own["shape"] = tuple(about["shape"])
-        deltas[int(layer)] = KINDS[about["kind"]](**own)
-    beside = {
-        name: {int(key.split(".")[0]): t for key, t in tensors.items() if key.endswith(f".{name}")} for name in BESIDE
-    }
-    return EditBatch(
-        facts=[Fact.from_record(record) for record in entry["facts"]],
-        deltas=deltas,
-        hashes={int(layer): value for layer, value in entry["hashes"].items()},
-        notes=entry["notes"],
-        prompt=entry["prompt"],
-        **beside,
-    )
+    groups: dict[str, Tensors] = {EDIT: {}, STATE: {}, SAMPLE: {}}
+    for name, tensor in tensors.items():
+        group, _, own = name.partition(":")
+        groups[group][own] = tensor
+    header = dict(entry["edit"])
+    edit = EDIT_TYPES[header.pop("kind")].read(header, groups[EDIT])
+    edit.state, edit.notes = groups[STATE], entry["notes"]
+    return EditBatch([Fact.from_record(record) for record in entry["facts"]], edit, entry["hashes"], groups[SAMPLE])
 
 
-def _from_1(
-    header: dict[str, Any], parts: list[tuple[Entry, Tensors]]
-) -> tuple[dict[str, Any], list[tuple[Entry, Tensors]]]:
+def _from_1(entry: Entry, tensors: Tensors) -> tuple[Entry, Tensors]:
     """Schema 1 told everything but tensors in ``edits.json``, and kept a dense change as a lone left factor."""
-    moved: list[tuple[Entry, Tensors]] = []
-    for entry, tensors in parts:
-        deltas: dict[str, Any] = {}
-        kept: Tensors = {}
-        for layer in sorted({name.split(".")[0] for name in tensors}, key=int):
-            left, right = tensors[f"{layer}.left"], tensors.get(f"{layer}.right")
-            if right is None:
-                kept[f"{layer}.matrix"], deltas[layer] = left, {"kind": "dense", "shape": list(left.shape)}
-            else:
-                kept[f"{layer}.left"], kept[f"{layer}.right"] = left, right
-                deltas[layer] = {"kind": "low_rank", "shape": [len(left), len(right)]}
-        moved.append(({**entry, "deltas": deltas, "notes": {}, "prompt": None}, kept))
-    return header, moved
+    deltas: dict[str, Any] = {}
+    named: Tensors = {}
+    for layer in sorted({name.split(".")[0] for name in tensors}, key=int):
+        left, right = tensors[f"{layer}.left"], tensors.get(f"{layer}.right")
+        if right is None:
+            named[f"{layer}.matrix"], deltas[layer] = left, {"kind": "dense", "shape": list(left.shape)}
+        else:
+            named[f"{layer}.left"], named[f"{layer}.right"] = left, right
+            deltas[layer] = {"kind": "low_rank", "shape": [len(left), len(right)]}
+    return {**entry, "deltas": deltas, "notes": {}, "prompt": None}, named
 
 
-#: schema number to what turns a ledger's header and batches into those of the next number
-MIGRATIONS: dict[int, Callable[..., tuple[dict[str, Any], list[tuple[Entry, Tensors]]]]] = {1: _from_1}
+def _from_2(entry: Entry, tensors: Tensors) -> tuple[Entry, Tensors]:
+    """Schema 2 named blocks where schema 3 names parameters, and knew no other edits than of projections' weights."""
+    named: Tensors = {}
+    for name, tensor in tensors.items():
+        layer, part = name.split(".")
+        new = {"samples": f"{SAMPLE}:block {layer}", "keys": f"{STATE}:keys.{layer}"}
+        named[new.get(part, f"{EDIT}:block {layer}:{part}")] = tensor
+    edit: dict[str, Any] = {
+        "kind": WeightEdit.kind,
+        "deltas": {f"block {layer}": delta for layer, delta in entry["deltas"].items()},
+    }
+    if entry["prompt"] is not None:
+        edit = {"kind": PromptEdit.kind, "contexts": [{"text": entry["prompt"], "when": None}]}
+    hashes = {f"block {layer}": value for layer, value in entry["hashes"].items()}
+    return {"facts": entry["facts"], "edit": edit, "hashes": hashes, "notes": entry["notes"]}, named
+
+
+#: schema number to what turns a batch of it into one of the next number
+MIGRATIONS: dict[int, Callable[[Entry, Tensors], tuple[Entry, Tensors]]] = {1: _from_1, 2: _from_2}
+
+
+def _renamed(about: dict[str, Any]) -> dict[str, Any]:
+    """What a run recorded of itself, in the words of schema 3."""
+    about = dict(about)
+    settings = dict(about.get("hyperparameters") or {})
+    settings.pop("protocol", None)  # of the evaluation, not of the editor
+    if "moments" in settings:
+        settings["second_moment"] = settings.pop("moments")
+    settings |= {name: about.pop(name) for name in ("earlier_keys", "dependent") if name in about}
+    moved = {f"editkit.editors.{name.lower()}.{name}": name for name in ("ROME", "MEMIT", "EMMET")}
+    if (name := moved.get(about.get("editor", ""))) is not None:
+        about["editor"] = f"editkit.editors.closed_form.{name.lower()}.{name}"
+    return {**about, "hyperparameters": settings} if settings else about

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.data.facts import Fact
+from editkit.edits.applied import AppliedEdits, matches_record
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
-from editkit.edits.weights import WeightSnapshot, apply_batch, as_recorded, check_shapes
-from editkit.evaluation.ridge_path import write_path
+from editkit.edits.prompt_edit import PromptEdit
 from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint
+from editkit.models.loading import load_tokenizer
 from editkit.utils.errors import InputError
 
 
@@ -38,7 +39,7 @@ class Edits:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._ways_back: weakref.WeakKeyDictionary[PreTrainedModel, WeightSnapshot] = weakref.WeakKeyDictionary()
+        self._applied: weakref.WeakKeyDictionary[PreTrainedModel, AppliedEdits] = weakref.WeakKeyDictionary()
 
     @property
     def facts(self) -> list[Fact]:
@@ -59,11 +60,15 @@ class Edits:
     def save_index(self, folder: Path) -> None:
         """Write ``edits.json``."""
         write_index(folder, {"sequential": self.sequential, "model": self.model, "about": self.about}, self.batches)
-        if path := self.about.get("ridge_path"):
-            write_path(folder, path, self.about["rho"])
 
-    def apply(self, model: PreTrainedModel, batch: int | None = None, force: bool = False) -> PreTrainedModel:
-        """Put the edits into a model, in place. On the machine of the run, its weights are then those of the run bit
+    def apply(
+        self,
+        model: PreTrainedModel,
+        batch: int | None = None,
+        force: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> PreTrainedModel:
+        """Let the edits act on a model, in place. On the machine of the run, its weights are then those of the run bit
         for bit, which their recorded hashes show; elsewhere they agree to 1e-6, which is warned about.
 
         Args:
@@ -71,23 +76,29 @@ class Edits:
             batch: of independent batches, the one to apply; default the only one. Of sequential ones, the last one to
                 apply; default all.
             force: apply to another model than the one on record, whose weights are then not checked.
+            tokenizer: the model's; wanted only by edits that act in the prompt. Default: its checkpoint's.
 
         Raises:
-            InputError: another model (fingerprints named), shapes that do not fit, weights that are not those on
-                record, or several independent batches and none chosen. The model is then as it was.
+            InputError: another model (fingerprints named), edits that do not fit, weights that are not those on record,
+                a tokenizer that is wanted and cannot be found, or several independent batches and none chosen. The
+                model is then as it was.
         """
         chosen = self.chosen(batch)
+        if model in self._applied:
+            raise InputError("model: expected an unedited model, but these edits act on it already; undo them first")
         known = self._is_for(model, force)
-        editable = EditableModel(model)
+        if tokenizer is None and any(isinstance(done.edit, PromptEdit) for done in chosen):
+            tokenizer = load_tokenizer(model)
+        editable = EditableModel(model, tokenizer)
         for done in chosen:
-            check_shapes(editable, done)
-        way_back = WeightSnapshot(editable, sorted({layer for done in chosen for layer in done.deltas}))
+            done.edit.check(editable)
+        applied = AppliedEdits(editable)
         try:
             for done in chosen:
-                apply_batch(editable, done)
-            exact = as_recorded(editable, chosen[-1]) if known and chosen else True
+                applied.apply(done.edit)
+            exact = matches_record(editable, chosen[-1]) if known and chosen else True
         except BaseException:
-            way_back.restore()
+            applied.restore()
             raise
         if not exact:
             warnings.warn(
@@ -95,19 +106,19 @@ class Edits:
                 "multiplies in another order",
                 stacklevel=2,
             )
-        self._ways_back.setdefault(model, way_back)
+        self._applied[model] = applied
         return model
 
     def undo(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Put every weight of ``model`` back as it was before ``apply``, bit for bit.
+        """Take the edits off ``model``, which is then as before ``apply``, bit for bit.
 
         Raises:
             InputError: this ledger was not applied to that model.
         """
-        way_back = self._ways_back.pop(model, None)
-        if way_back is None:
+        applied = self._applied.pop(model, None)
+        if applied is None:
             raise InputError("model: expected a model to which these edits were applied, but this one is not; load it")
-        way_back.restore()
+        applied.restore()
         return model
 
     def without(self, batch: int) -> tuple[Edits, bool]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from editkit.data.fitting import answer_room
 from editkit.data.probes import ProbeRow, ProbeSet, answer_of
 from editkit.data.rows import NEIGHBORHOOD, UNRELATED, EvaluationRow, GenerationRow, Row, TextRow
 from editkit.evaluation.protocol import Protocol, cut
@@ -22,7 +23,6 @@ from editkit.models.generation import continue_greedily, generate
 from editkit.models.scoring import TargetScores, agreement, score_targets, window_nll
 from editkit.models.spans import encode
 
-ANSWER_TOKENS = 5  # of a probe's answer, beyond the longest word's own
 Tokens = tuple[int, ...]
 #: fact, kind and number of a row, to the tokens that the unedited model predicted there
 BaselinePredictions = Mapping[tuple[int, int, int], Tokens]
@@ -165,10 +165,10 @@ class Evaluator:
 
     def edits(self, rows: Sequence[EvaluationRow]) -> list[EditResult]:
         """Likelihoods of both targets, and accuracy of the wanted one."""
-        asked = [(i, t) for i, r in enumerate(rows) for t in (r.target_new, r.target_true) if t is not None]
-        scores = self._scored([rows[i].prompt for i, _ in asked], [t for _, t in asked])
+        pairs = [(i, t) for i, r in enumerate(rows) for t in (r.target_new, r.target_true) if t is not None]
+        scores = self._scored([rows[i].prompt for i, _ in pairs], [t for _, t in pairs])
         nll = self._nll(scores).tolist()
-        found: dict[tuple[int, str], int] = {pair: n for n, pair in enumerate(asked)}
+        found: dict[tuple[int, str], int] = {pair: n for n, pair in enumerate(pairs)}
         results = []
         for i, row in enumerate(rows):
             new = found[i, row.target_new]
@@ -199,16 +199,16 @@ class Evaluator:
         """Texts, and how varied they are."""
         p = self.protocol
         prompts = [row.prompt for row in rows]
-        begun = [len(span.ids) for span in encode(self.tokenizer, [prompt.rstrip(" ") for prompt in prompts])]
+        begun = self._lengths(prompts)
         lengths = [max(0, p.generation_length - n * (p.length_counts == "text")) for n in begun]
         names = [f"{row.fact} {row.number}" for row in rows]
-        made = generate(self.editable, self.tokenizer, prompts, lengths, p.top_k, p.seed, names)
+        continuations = generate(self.editable, self.tokenizer, prompts, lengths, p.top_k, p.seed, names)
         results = []
         room = [length > 0 and start < self.editable.context for length, start in zip(lengths, begun, strict=True)]
-        for row, fits, tokens in zip(rows, room, made, strict=True):
+        for row, fits, tokens in zip(rows, room, continuations, strict=True):
             text = str(self.tokenizer.decode(list(tokens)))
             whole = p.entropy_over == "text"
-            ids = [*self.tokenizer(row.prompt)["input_ids"], *tokens] if whole else tokens
+            ids = [*self.tokenizer(row.prompt, verbose=False)["input_ids"], *tokens] if whole else tokens
             pieces = cut(row.prompt + text if whole else text, ids, p.ngrams)
             results.append(GenerationResult(row, text, generation_entropy(pieces) if fits else float("nan"), fits))
         return results
@@ -226,24 +226,29 @@ class Evaluator:
             fits = scores.fits.view(len(rows), -1).all(1).tolist()
             nll = self._nll(scores).view(len(rows), -1).tolist()
         if probe.probe.scored != "likelihood":
-            room = max(len(s.ids) for s in encode(self.tokenizer, words)) + ANSWER_TOKENS
-            lengths = [len(s.ids) for s in encode(self.tokenizer, prompts)]
+            room = answer_room(self.tokenizer, probe.task)
+            lengths = self._lengths(prompts)
             fits = [f and n + room <= self.editable.context for f, n in zip(fits, lengths, strict=True)]
-            asked = [i for i, f in enumerate(fits) if f]
-            said = continue_greedily(self.editable, self.tokenizer, [prompts[i] for i in asked], room)
-            for i, words_said in zip(asked, said, strict=True):
-                text[i] = words_said
+            fitting = [i for i, f in enumerate(fits) if f]
+            answers = continue_greedily(self.editable, self.tokenizer, [prompts[i] for i in fitting], room)
+            for i, words_of_model in zip(fitting, answers, strict=True):
+                text[i] = words_of_model
         results = []
-        for row, fit, likelihoods, said_here in zip(rows, fits, nll, text, strict=True):
+        for row, fit, likelihoods, generated in zip(rows, fits, nll, text, strict=True):
             best = min(range(len(likelihoods)), key=likelihoods.__getitem__) if fit and likelihoods else None
-            answer = answer_of(probe.task, said_here) if said_here is not None else None
-            results.append(ProbeResult(row, tuple(likelihoods), best, answer, said_here, fit))
+            answer = answer_of(probe.task, generated) if generated is not None else None
+            results.append(ProbeResult(row, tuple(likelihoods), best, answer, generated, fit))
         return results
 
     def texts(self, rows: Sequence[TextRow]) -> list[TextResult]:
         """Likelihoods of windows of text."""
         nll = window_nll(self.editable, [row.ids for row in rows]).tolist()
         return [TextResult(row, value, len(row.ids) - 1) for row, value in zip(rows, nll, strict=True)]
+
+    def _lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of prompts as they are run, with what prompt edits put before them."""
+        texts = [prompt.rstrip(" ") for prompt in self.editable.in_context(prompts)]
+        return [len(span.ids) for span in encode(self.tokenizer, texts)]
 
     def _scored(self, prompts: Sequence[str], targets: Sequence[str]) -> TargetScores:
         return score_targets(self.editable, self.tokenizer, prompts, targets, self.protocol.separator)

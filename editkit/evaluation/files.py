@@ -6,31 +6,29 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from editkit.evaluation.results import Record
 from editkit.utils.errors import InputError
 from editkit.utils.files import atomic_write
 
 FINAL = "records.jsonl"
 PARTS = "records"
 
-Row = dict[str, Any]
 
-
-def write_part(folder: Path, phase: str, batch: int | None, rows: Iterable[Row]) -> None:
+def write_part(folder: Path, phase: str, batch: int | None, rows: Iterable[Record]) -> None:
     """Keep the rows of one evaluation, whole or not at all: of the unedited model, or after a batch of edits."""
     name = phase if batch is None else f"{phase}_{batch:05d}"
     _write(folder / PARTS / f"{name}.jsonl", rows)
 
 
-def read_records(folder: Path) -> list[Row]:
+def read_records(folder: Path) -> list[Record]:
     """All rows of a run, finished or not, in the order in which they were measured; a part replaces what it repeats."""
     parts = sorted((folder / PARTS).glob("*.jsonl"), key=lambda file: (file.stem != "before", file.stem))
-    rows: dict[tuple[str, int | None], list[Row]] = {}
+    rows: dict[tuple[str, int | None], list[Record]] = {}
     try:
         for file in [folder / FINAL, *parts]:
             if file.exists():
-                found: dict[tuple[str, int | None], list[Row]] = {}
+                found: dict[tuple[str, int | None], list[Record]] = {}
                 for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
                     row = json.loads(line)
                     found.setdefault((row["phase"], row["batch"]), []).append(row)
@@ -42,12 +40,12 @@ def read_records(folder: Path) -> list[Row]:
         ) from error
 
 
-def write_records(folder: Path, rows: Iterable[Row]) -> None:
+def write_records(folder: Path, rows: Iterable[Record]) -> None:
     """Write the rows of a whole run, in place of its parts."""
     _write(folder / FINAL, rows)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
-def _write(file: Path, rows: Iterable[Row]) -> None:
+def _write(file: Path, rows: Iterable[Record]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic_write(file, lambda part: part.write_text(text, encoding="utf-8"), "run_dir")

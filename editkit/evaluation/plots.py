@@ -14,7 +14,7 @@ CSV, PNG = "probes.csv", "probes.png"
 
 
 def write_path(folder: Path, points: Sequence[Point], main: dict[str, str], edits: Sequence[int], title: str) -> None:
-    """Write ``probes.csv`` (a row per probe, metric and time) and ``probes.png``.
+    """Write ``probes.csv`` (a row per probe, metric and time, also for questions that were skipped) and ``probes.png``.
 
     Args:
         folder: where.
@@ -33,6 +33,8 @@ def write_path(folder: Path, points: Sequence[Point], main: dict[str, str], edit
                 table.writerow(
                     [point.phase, batch, done, probe, name, figure["mean"], figure.get("low"), figure.get("high")]
                 )
+        for probe, count in point.skipped.items():
+            table.writerow([point.phase, batch, done, probe, "skipped", count, None, None])
     atomic_write(folder / CSV, lambda part: part.write_text(text.getvalue(), encoding="utf-8"), "run_dir")
     atomic_write(folder / PNG, lambda part: _draw(part, points, main, edits, title), "run_dir")
 
@@ -61,18 +63,24 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
         (line,) = axes.plot(batches, means, marker="o", label=f"{probe} ({main[probe]})")
         low, high = [f.get("low", f["mean"]) for _, f in at], [f.get("high", f["mean"]) for _, f in at]
         axes.fill_between(batches, low, high, color=line.get_color(), alpha=0.15)
+    measured = {probe for p in points for probe in p.figures}
+    unmeasured = dict.fromkeys(probe for p in points for probe in p.skipped if probe not in measured)
+    for probe in unmeasured:
+        axes.plot([], [], " ", label=f"{probe}: all questions skipped")
     axes.set_xlabel("batches of edits (0: the unedited model)")
     axes.set_ylabel("score, with 95% interval")
     axes.set_title(title, fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if with_text:
         right = axes.twinx()
-        there = [p for p in points if "text" in p.figures]
-        values = [p.figures["text"]["perplexity"]["mean"] for p in there]
-        right.plot([_place(p, edits)[0] for p in there], values, "k--", marker=".", label="perplexity (right)")
+        with_perplexity = [p for p in points if "text" in p.figures]
+        values = [p.figures["text"]["perplexity"]["mean"] for p in with_perplexity]
+        right.plot(
+            [_place(p, edits)[0] for p in with_perplexity], values, "k--", marker=".", label="perplexity (right)"
+        )
         right.set_ylim(0, 1.5 * max(values))  # small changes are to look small
         right.set_ylabel("perplexity of held-out text")
         right.legend(fontsize=8, loc="lower right")
-    if scored:
+    if scored or unmeasured:
         axes.legend(fontsize=8, loc="lower left")
     figure.savefig(file, format="png", dpi=120)

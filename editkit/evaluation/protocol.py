@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from editkit.data.rows import LocalityQuestion, Questions
 from editkit.utils.errors import InputError
 
 
@@ -22,6 +23,9 @@ class Protocol:
             length compare) or "total" (of the whole target).
         neighborhood: what neighbourhood and unrelated prompts must still say for their accuracy: "gold" (the answer
             of the record) or "original" (what the unedited model said, right or wrong).
+        locality_question: how zsRE's unrelated questions, which begin with "nq question: " in its files, are asked:
+            "as_given", "question_mark" (with a "?" at their end), "bare" (without that beginning) or
+            "bare_question_mark" (both).
         generation_length: tokens of a generated text.
         length_counts: what these tokens are: "text" (prompt and continuation, as in the papers' code) or
             "continuation".
@@ -37,6 +41,7 @@ class Protocol:
     separator: str = " "
     likelihood: Literal["mean", "total"] = "mean"
     neighborhood: Literal["gold", "original"] = "gold"
+    locality_question: LocalityQuestion = "as_given"
     generation_length: PositiveInt = 100
     length_counts: Literal["text", "continuation"] = "text"
     top_k: PositiveInt = 5
@@ -76,6 +81,11 @@ class Protocol:
         """
         return next((name for name, known in PROTOCOLS.items() if known == self), "own")
 
+    @property
+    def questions(self) -> Questions:
+        """What of it the rows are made by."""
+        return Questions(self.generations, self.locality_question, self.separator)
+
     def about(self) -> dict[str, Any]:
         """Name and fields, as JSON values."""
         return {"name": self.name, **asdict(self)}
@@ -83,8 +93,10 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {
     "paper": Protocol(),
-    # the evaluation code of ROME, MEMIT and EMMET: n-gram entropy over prompt and continuation together
-    "public": replace(Protocol(), entropy_over="text"),
+    # the evaluation code of EMMET: n-gram entropy over prompt and continuation together
+    "public": replace(Protocol(), entropy_over="text", locality_question="bare_question_mark"),
+    # that of ROME and MEMIT, which differs on zsRE
+    "rome": replace(Protocol(), entropy_over="text", locality_question="question_mark"),
     # EasyEdit: locality is agreement with what the unedited model said; greedy words
     "easyedit": replace(Protocol(), neighborhood="original", top_k=1, entropy_over="text"),
 }

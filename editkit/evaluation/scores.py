@@ -103,6 +103,10 @@ class AbilityScores:
 
     Args:
         probes: the run's probes.
+
+    Attributes:
+        skipped: by a probe's name in reports (answers by likelihood and by generation are two), the questions that did
+            not fit into the context window.
     """
 
     def __init__(self, probes: Sequence[ProbeSet]) -> None:
@@ -118,15 +122,11 @@ class AbilityScores:
             mine = [r for r in results if isinstance(r, ProbeResult) and r.row.probe == number]
             if mine:
                 title = probe.probe.title
-                self.skipped[title] = self.skipped.get(title, 0) + sum(not r.fits for r in mine)
+                for name in probe.probe.titles:
+                    self.skipped[name] = self.skipped.get(name, 0) + sum(not r.fits for r in mine)
                 run = [r for r in mine if r.fits]
                 self._answers(title, probe, [(r.predicted, r) for r in run if r.predicted is not None])
-                both = probe.probe.scored == "both"
-                self._answers(
-                    f"{title} (generated)" if both else title,
-                    probe,
-                    [(r.answer, r) for r in run if r.answer is not None],
-                )
+                self._answers(probe.probe.titles[-1], probe, [(r.answer, r) for r in run if r.answer is not None])
         if texts := [r for r in results if isinstance(r, TextResult)]:
             self.perplexity.update(
                 torch.tensor([r.nll for r in texts]),

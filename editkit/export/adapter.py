@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +18,7 @@ from editkit.atlas.builtin import resolve
 from editkit.edits import Edits
 from editkit.export.card import model_card
 from editkit.export.changes import changes_of
+from editkit.functional.delta import Delta
 from editkit.functional.truncation import truncated_svd
 from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint
@@ -45,17 +46,15 @@ def _how_to_load(lm: str, dtype: str) -> str:
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """What an adapter has for one block.
+    """What an adapter has for one linear map.
 
     Attributes:
-        layer: the block.
-        module: name of its projection in the model.
+        module: its name in the model.
         rank: columns kept.
         full_rank: rank of the edit.
         error: what was cut off, ‖Δ_r − Δ‖_F / ‖Δ‖_F.
     """
 
-    layer: int
     module: str
     rank: int
     full_rank: int
@@ -74,7 +73,7 @@ def export_adapter(
     """Write a LoRA adapter (``adapter_config.json``, ``adapter_model.safetensors``) and a model card.
 
     W + ΔW = W + B A with B = U √S, A = √S Vᵀ of the sum of the batches' changes, float32, scaling 1. Only the edited
-    projections are named as targets. At full rank the adapter says what the edited model says, to rounding.
+    linear maps are named as targets. At full rank the adapter says what the edited model says, to rounding.
 
     Args:
         edits: the ledger.
@@ -82,15 +81,15 @@ def export_adapter(
         output: folder to make; it appears only once it is whole.
         lm: name of the unedited model for the config and the card; default the one under which it was loaded.
         batch: of independent batches, the one to apply; of sequential ones, the last.
-        rank: most columns per block; default as many as the edit has, at most min(facts, d_in, d_out).
-        at_layer: called with the number of blocks done, and of all, at each.
+        rank: most columns per linear map; default as many as the edit has, at most min(facts, d_in, d_out).
+        at_layer: called with the number of linear maps done, and of all, at each.
 
     Returns:
-        What was written, by block.
+        What was written, by linear map.
 
     Raises:
-        InputError: a rank that no block has, edits that change no weights, a folder with something in it or that
-            cannot be written, or what ``Edits.apply`` raises.
+        InputError: a rank that none has, edits that change no weights or others than those of linear maps, a folder
+            with something in it or that cannot be written, or what ``Edits.apply`` raises.
     """
     folder = check_new_folder(Path(output), "output")
     changes = changes_of(edits, batch, rank)
@@ -99,21 +98,20 @@ def export_adapter(
     edited = fingerprint(model)
     edits.undo(model)
     editable = EditableModel(model)
-    names = {module: key for key, module in model.named_modules()}
+    changes = _of_linear_maps(editable, changes)
     layers: list[AdapterLayer] = []
     tensors: dict[str, Tensor] = {}
-    for done, (layer, deltas) in enumerate(changes.items(), 1):
+    for done, (module, deltas) in enumerate(changes.items(), 1):
         delta, full, error = truncated_svd(deltas, rank)
         assert delta.right is not None
-        module, kept = names[editable.projection(layer)], delta.right.shape[1]
-        if kept:
-            layers.append(AdapterLayer(layer, module, kept, full, error))
+        if columns := delta.right.shape[1]:
+            layers.append(AdapterLayer(module, columns, full, error))
             tensors[f"base_model.model.{module}.lora_A.weight"] = delta.right.T.float().contiguous()
             tensors[f"base_model.model.{module}.lora_B.weight"] = delta.left.float().contiguous()
         at_layer(done, len(changes))
     if not layers:
         raise InputError("edits: expected a change of some weight, but all of them are 0; there is nothing to export")
-    transposed = isinstance(editable.projection(layers[0].layer), Conv1D)
+    transposed = isinstance(editable.submodule(layers[0].module), Conv1D)
     config = _config(name, layers, transposed)
     card = model_card(
         edits,
@@ -133,6 +131,21 @@ def export_adapter(
 
     atomic_write_folder(folder, write, "output")
     return layers
+
+
+def _of_linear_maps(editable: EditableModel, changes: dict[str, list[Delta]]) -> dict[str, list[Delta]]:
+    """Changes by the names of the linear maps whose weights they are of, in the model's order."""
+    found: dict[str, list[Delta]] = {}
+    for name, deltas in changes.items():
+        module, _, parameter = editable.canonical(name).rpartition(".")
+        if parameter != "weight" or not isinstance(editable.submodule(module), (nn.Linear, Conv1D)):
+            raise InputError(
+                f"format: a LoRA adapter holds changes of the weights of linear maps, but these edits change {name}; "
+                "expected --format=checkpoint for them"
+            )
+        found.setdefault(module, []).extend(deltas)
+    order = [name for name, _ in editable.model.named_modules()]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 def _config(base: str, layers: list[AdapterLayer], transposed: bool) -> dict[str, Any]:
@@ -159,18 +172,15 @@ def _config(base: str, layers: list[AdapterLayer], transposed: bool) -> dict[str
 
 
 def _ranks(layers: list[AdapterLayer]) -> str:
-    rows = [
-        f"| {layer.layer} | `{layer.module}` | {layer.rank} | {layer.full_rank} | {shown(layer.error)} |"
-        for layer in layers
-    ]
+    rows = [f"| `{layer.module}` | {layer.rank} | {layer.full_rank} | {shown(layer.error)} |" for layer in layers]
     return "\n".join(
         [
             "## Ranks",
             "",
             "Error: what was cut off of the weight change, relative Frobenius norm.",
             "",
-            "| block | module | rank | rank of the edit | error |",
-            "|---|---|---|---|---|",
+            "| module | rank | rank of the edit | error |",
+            "|---|---|---|---|",
             *rows,
         ]
     )

@@ -79,12 +79,12 @@ def model_card(
 
 
 def _batches(edits: Edits, batch: int | None) -> str:
-    made = len(edits.chosen(batch))
+    count = len(edits.chosen(batch))
     if not edits.sequential:
         return "one batch" if len(edits.batches) == 1 else f"batch {batch} of {len(edits.batches)} independent batches"
-    if made == len(edits.batches):
-        return "one batch" if made == 1 else f"{made} sequential batches"
-    return f"the first {made} of {len(edits.batches)} sequential batches"
+    if count == len(edits.batches):
+        return "one batch" if count == 1 else f"{count} sequential batches"
+    return f"the first {count} of {len(edits.batches)} sequential batches"
 
 
 def _table(facts: Sequence[Fact]) -> list[str]:

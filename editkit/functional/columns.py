@@ -50,22 +50,22 @@ def dependent_columns(matrix: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ..
     ((1, 3), ((0, 1, 2, 3),))
     """
     lengths = matrix.norm(dim=0)
-    kept = torch.arange(matrix.shape[1], device=matrix.device)
+    independent = torch.arange(matrix.shape[1], device=matrix.device)
     _, triangle = torch.linalg.qr(matrix, mode="r")  # has the columns' lengths and angles, in fewer rows
     orthonormal, triangular = triangle, triangle
-    while len(drop := _dropped(triangular, lengths[kept], tolerance(dtype))):
-        left = torch.ones(len(kept), dtype=torch.bool, device=matrix.device)
+    while len(drop := _dropped(triangular, lengths[independent], tolerance(dtype))):
+        left = torch.ones(len(independent), dtype=torch.bool, device=matrix.device)
         left[drop] = False
-        kept = kept[left]
-        orthonormal, triangular = torch.linalg.qr(triangle[:, kept])
+        independent = independent[left]
+        orthonormal, triangular = torch.linalg.qr(triangle[:, independent])
     gone = torch.ones_like(lengths, dtype=torch.bool)
-    gone[kept] = False
+    gone[independent] = False
     dropped = gone.nonzero().flatten()
     if not len(dropped):
         return (), ()
     weights = torch.linalg.solve_triangular(triangular, orthonormal.T @ triangle[:, dropped], upper=True)
-    carried = weights.abs() * lengths[kept][:, None] >= CARRIES * lengths[dropped].clamp(min=TINY)
-    return tuple(dropped.tolist()), _groups(dropped, kept, carried)
+    carried = weights.abs() * lengths[independent][:, None] >= CARRIES * lengths[dropped].clamp(min=TINY)
+    return tuple(dropped.tolist()), _groups(dropped, independent, carried)
 
 
 def _dropped(triangular: Tensor, lengths: Tensor, limit: float) -> Tensor:
@@ -101,10 +101,10 @@ def _dropped(triangular: Tensor, lengths: Tensor, limit: float) -> Tensor:
     return columns[drop] if drop else columns[:1]
 
 
-def _groups(dropped: Tensor, kept: Tensor, carried: Tensor) -> tuple[tuple[int, ...], ...]:
+def _groups(dropped: Tensor, independent: Tensor, carried: Tensor) -> tuple[tuple[int, ...], ...]:
     """Columns joined by dependence; ``carried`` (kept, dropped) says which kept columns carry which dropped ones."""
-    label = torch.arange(len(dropped) + len(kept), device=kept.device)
+    label = torch.arange(len(dropped) + len(independent), device=independent.device)
     for i, column in enumerate(dropped):
-        joined = torch.unique(label[torch.cat([kept[carried[:, i]], column[None]])])
+        joined = torch.unique(label[torch.cat([independent[carried[:, i]], column[None]])])
         label[torch.isin(label, joined)] = joined[0]
     return tuple(tuple((label == name).nonzero().flatten().tolist()) for name in sorted(set(label[dropped].tolist())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,18 +51,18 @@ class LowRankDelta:
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """A weight change as the matrix that it is.
+    """A weight change as the matrix that it is, or that of a parameter of another shape, such as a bias.
 
     Attributes:
-        matrix: (d_out, d_in).
+        matrix: (d_out, d_in), or the parameter's own shape.
     """
 
     matrix: Tensor
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.matrix.shape[0], self.matrix.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """(d_out, d_in), or the parameter's own."""
+        return tuple(self.matrix.shape)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The (d_out, d_in) matrix, in ``dtype`` (default: its own)."""
@@ -83,12 +84,12 @@ class SparseDelta:
     Attributes:
         indices: (n,) int64 positions in the matrix, row by row; none twice.
         values: (n,) the changes there.
-        shape: (d_out, d_in).
+        shape: (d_out, d_in), or the parameter's own.
     """
 
     indices: Tensor
     values: Tensor
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, matrix: Tensor) -> SparseDelta:
@@ -98,11 +99,11 @@ class SparseDelta:
         tensor([1])
         """
         indices = matrix.flatten().nonzero().flatten()
-        return cls(indices, matrix.flatten()[indices], (matrix.shape[0], matrix.shape[1]))
+        return cls(indices, matrix.flatten()[indices], tuple(matrix.shape))
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The (d_out, d_in) matrix, in ``dtype`` (default: the values' own)."""
-        flat = torch.zeros(self.shape[0] * self.shape[1], dtype=dtype or self.values.dtype, device=self.values.device)
+        flat = torch.zeros(math.prod(self.shape), dtype=dtype or self.values.dtype, device=self.values.device)
         flat[self.indices] = self.values.to(flat.dtype)
         return flat.view(self.shape)
 
@@ -120,10 +121,10 @@ class ZeroDelta:
     """A weight that its edit leaves as it is.
 
     Attributes:
-        shape: (d_out, d_in).
+        shape: (d_out, d_in), or the parameter's own.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros (d_out, d_in), in ``dtype`` (default: float32)."""
@@ -154,7 +155,7 @@ def smallest(delta: Delta) -> Delta:
     >>> type(smallest(DenseDelta(torch.zeros(2, 2)))).__name__
     'ZeroDelta'
     """
-    numbers = delta.shape[0] * delta.shape[1]
+    numbers = math.prod(delta.shape)
     if isinstance(delta, LowRankDelta):
         if delta.right is not None and delta.right.shape[1] * sum(delta.shape) < numbers:
             return delta if bool(delta.left.any()) else ZeroDelta(delta.shape)

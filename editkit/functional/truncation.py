@@ -67,10 +67,10 @@ def truncated_svd(deltas: Sequence[Delta], rank: int | None = None) -> Truncated
         u, values, vt = torch.linalg.svd(total, full_matrices=False)
         v = vt.T
     full = int((values > _rounding(deltas, values)).sum())
-    kept = full if rank is None else min(rank, full)
-    cut = float(values[kept:full].norm() / values[:full].norm()) if kept < full else 0.0
-    root = values[:kept].sqrt()
-    return TruncatedSVD(LowRankDelta(u[:, :kept] * root, v[:, :kept] * root), full, cut)
+    columns = full if rank is None else min(rank, full)
+    cut = float(values[columns:full].norm() / values[:full].norm()) if columns < full else 0.0
+    root = values[:columns].sqrt()
+    return TruncatedSVD(LowRankDelta(u[:, :columns] * root, v[:, :columns] * root), full, cut)
 
 
 def _rounding(deltas: Sequence[Delta], values: Tensor) -> float:

@@ -62,8 +62,8 @@ def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, s
     for name, parameter in editable.model.named_parameters():
         entries = sampled(parameter).to(torch.bfloat16).float().cpu().numpy().tobytes()
         parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
-    kept = _outside(list(parts), stack)
-    return {layer: _combined(parts, editable, layer, kept) for layer in layers}
+    outside = _outside(list(parts), stack)
+    return {layer: _combined(parts, editable, layer, outside) for layer in layers}
 
 
 def content_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str | None]:
@@ -90,8 +90,8 @@ def content_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, 
     stack = _stack(editable)
     before = _outside([name for name, _ in editable.model.named_parameters()], stack)
     loose = [name for name in parts if not re.search(_block(stack), name)]
-    kept = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
-    return {layer: _combined(parts, editable, layer, kept) for layer in layers}
+    outside = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
+    return {layer: _combined(parts, editable, layer, outside) for layer in layers}
 
 
 def tensor_digests(file: Path) -> dict[str, str]:
@@ -136,7 +136,7 @@ def _outside(names: Sequence[str], stack: str) -> set[str]:
     return set(names[:first]) or set(loose)
 
 
-def _combined(parts: dict[str, str], editable: EditableModel, layer: int, kept: set[str]) -> str:
+def _combined(parts: dict[str, str], editable: EditableModel, layer: int, outside: set[str]) -> str:
     pattern = _block(_stack(editable))
     projection = editable.projection(layer)
     own = next(name for name, module in editable.blocks[layer].named_modules() if module is projection)
@@ -144,7 +144,7 @@ def _combined(parts: dict[str, str], editable: EditableModel, layer: int, kept: 
     def belongs(name: str) -> bool:
         found = re.search(pattern, name)
         if found is None:
-            return name in kept
+            return name in outside
         # a block's keys stand before its own projection, so that edits of it leave them as they are
         return int(found[1]) < layer or (int(found[1]) == layer and not name[found.end() :].startswith(own + "."))
 

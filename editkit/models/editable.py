@@ -8,6 +8,7 @@ and a way to run the model's own final norm and head on chosen hidden states.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from editkit.utils.errors import InputError
+from editkit.models.in_context import generate_in_context
+from editkit.utils.errors import InputError, shorten
 
 
 class StopForward(Exception):
@@ -31,22 +33,27 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A block's output with its hidden states replaced, in the form in which the family returns it."""
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+#: from a prompt to the text that is put before it
+ContextOf = Callable[[str], str]
+CONTEXTS = "editkit_contexts"  # attribute of a transformers model on which prompt edits act
 
 
 class EditableModel:
-    """The parts of one model that editing touches.
+    """Adapter around one language model: the parts of it that editing touches.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer, where it is at hand: prompt edits then act on ``model.generate`` too.
 
     Attributes:
         model: the transformers model.
+        tokenizer: its tokenizer, or None.
         blocks: its stack of decoder blocks.
         hidden_size: width of the residual stream.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
         config = model.config.get_text_config()
         depth = config.num_hidden_layers
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -167,6 +174,70 @@ class EditableModel:
         weight = self.projection(layer).weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    # ---------------------------------------------------------------- parameters and modules by name
+
+    def parameter_of(self, layer: int) -> str:
+        """Name of the weight of a block's projection."""
+        weight = self.weight(layer)
+        return next(name for name, parameter in self.model.named_parameters() if parameter is weight)
+
+    def canonical(self, name: str) -> str:
+        """A parameter's name as the model has it.
+
+        Ledgers before schema 3 counted blocks: "block 5" is the weight of block 5's projection.
+        """
+        return self.parameter_of(int(name.split()[1])) if re.fullmatch(r"block \d+", name) else name
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """A parameter by its name in ``model.named_parameters()``, or as an older ledger has it."""
+        found = dict(self.model.named_parameters()).get(self.canonical(name))
+        if found is None:
+            raise InputError(
+                f"edits: expected a parameter of {type(self.model).__name__}, but it has no {shorten(name)}; names are "
+                "those of model.named_parameters()"
+            )
+        return found
+
+    def submodule(self, name: str) -> nn.Module:
+        """A module by its name in ``model.named_modules()``."""
+        found = dict(self.model.named_modules()).get(name)
+        if found is None:
+            raise InputError(
+                f"edits: expected a module of {type(self.model).__name__}, but it has no {shorten(name)}; names are "
+                "those of model.named_modules()"
+            )
+        return found
+
+    def oriented(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter, or a change of it, turned to (d_out, d_in) or back where its module stores the transpose."""
+        parameter = self.parameter(name)
+        owner = next(m for m in self.model.modules() if any(p is parameter for p in m.parameters(recurse=False)))
+        return orient(owner, tensor) if tensor.ndim == 2 else tensor
+
+    # ---------------------------------------------------------------- text before prompts
+
+    def add_context(self, context_of: ContextOf) -> Callable[[], None]:
+        """Put text before prompts from now on; returns what ends that.
+
+        Args:
+            context_of: from a prompt to the text before it; empty for none.
+        """
+        contexts: list[ContextOf] = self.model.__dict__.setdefault(CONTEXTS, [])
+        contexts.append(context_of)
+        undo = generate_in_context(self.model, self.tokenizer, context_of) if self.tokenizer is not None else None
+
+        def remove() -> None:
+            contexts.remove(context_of)
+            if undo is not None:
+                undo()
+
+        return remove
+
+    def in_context(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts with the text before them that prompt edits ask for; the prompts themselves where there is none."""
+        contexts: list[ContextOf] = self.model.__dict__.get(CONTEXTS, [])
+        return ["".join(context_of(prompt) for context_of in contexts) + prompt for prompt in prompts]
 
     def head(self, hidden: Tensor) -> Tensor:
         """The model's own final norm, head, soft-capping and scaling on (N, hidden) states; (N, vocabulary) float32.

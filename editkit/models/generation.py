@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
-from typing_extensions import override
+from transformers import PreTrainedTokenizerBase
 
+from editkit.models.caches import PreallocatedCache
 from editkit.models.editable import EditableModel
 from editkit.models.fused import fused_activations
 from editkit.models.prefixes import Tokens
@@ -26,50 +25,6 @@ from editkit.utils.memory import free_bytes
 
 CPU_BYTES = 1 << 30  # of keys and values at a time
 COMPACT = 8  # rows that are done leave once they are one in so many
-
-
-class PreallocatedCache(DynamicCache):
-    """Keys and values in buffers of their final length: a step writes its own and moves nothing.
-
-    Args:
-        room: tokens that there is room for, padding included.
-    """
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.length = room, 0
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @override
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of one block so far, (rows, heads, length, head size) each; views of the buffers."""
-        if layer_idx not in self.kept:
-            self.kept[layer_idx] = (self._buffer(key_states), self._buffer(value_states))
-        end = self.length + key_states.shape[-2]
-        for buffer, new in zip(self.kept[layer_idx], (key_states, value_states), strict=True):
-            buffer[:, :, self.length : end] = new
-        keys, values = self.kept[layer_idx]
-        return keys[:, :, :end], values[:, :, :end]
-
-    def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_empty(*like.shape[:2], self.room, like.shape[-1])
-
-    @override
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the steps that are over, padding included."""
-        return self.length
-
-    @override
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask must cover."""
-        return self.length + query_length, 0
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
-        for layer, (keys, values) in self.kept.items():
-            self.kept[layer] = (keys[rows], values[rows])
 
 
 @torch.no_grad()
@@ -101,13 +56,13 @@ def generate(
     Returns:
         N continuations, the end-of-text token excluded.
     """
-    spans = [s.ids for s in encode(tokenizer, [p.rstrip(" ") for p in prompts])]
-    asked = [new_tokens] * len(spans) if isinstance(new_tokens, int) else list(new_tokens)
-    lengths = [min(n, editable.context - len(ids)) for n, ids in zip(asked, spans, strict=True)]
-    made: list[Tokens] = [()] * len(spans)
+    spans = [s.ids for s in encode(tokenizer, [p.rstrip(" ") for p in editable.in_context(prompts)])]
+    limits = [new_tokens] * len(spans) if isinstance(new_tokens, int) else list(new_tokens)
+    lengths = [min(n, editable.context - len(ids)) for n, ids in zip(limits, spans, strict=True)]
+    continuations: list[Tokens] = [()] * len(spans)
     rows = sorted((i for i, n in enumerate(lengths) if n > 0 and spans[i]), key=lambda i: -len(spans[i]))
     if not rows:
-        return made
+        return continuations
     names = names or _names(prompts)
     many = max_rows or _rows_at_a_time(editable, max(len(spans[i]) + lengths[i] for i in rows))
     many = -(-len(rows) // -(-len(rows) // many))  # batches of like sizes
@@ -118,15 +73,15 @@ def generate(
             editable, [spans[i] for i in batch], [lengths[i] for i in batch], top_k, uniform, tokenizer.eos_token_id
         )
         for i, tokens in zip(batch, found, strict=True):
-            made[i] = tokens
-    return made
+            continuations[i] = tokens
+    return continuations
 
 
 def continue_greedily(
     editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int = 8
 ) -> list[str]:
     """The model's most likely words after each prompt, ``new_tokens`` tokens of them, without the prompt."""
-    return [str(tokenizer.decode(list(made))) for made in generate(editable, tokenizer, prompts, new_tokens)]
+    return [str(tokenizer.decode(list(tokens))) for tokens in generate(editable, tokenizer, prompts, new_tokens)]
 
 
 def _together(
@@ -143,7 +98,7 @@ def _together(
     cache = PreallocatedCache(mask.shape[1] + steps)
     left = torch.tensor(lengths, device=device)
     row = torch.arange(len(prompts), device=device)  # which prompt each row is
-    made = torch.full((len(prompts), steps), -1, dtype=torch.long, device=device)
+    continuations = torch.full((len(prompts), steps), -1, dtype=torch.long, device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     uniform = None if uniform is None else uniform.to(device)
     with fused_activations(editable.model):
@@ -156,11 +111,11 @@ def _together(
                     input_ids=step_ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]  # fmt: skip
-            cache.length += step_ids.shape[1]
+            cache.advance(step_ids.shape[1])
             chosen = _choose(logits, top_k, None if uniform is None else uniform[row, step])
             if end is not None:
                 done |= chosen == end
-            made[row[~done], step] = chosen[~done]
+            continuations[row[~done], step] = chosen[~done]
             done |= left[row] <= step + 1
             finished = int(done.sum())
             if finished == len(row):
@@ -171,7 +126,7 @@ def _together(
                 row, mask, chosen, done = row[stay], mask[stay], chosen[stay], done[stay]
             step_ids = chosen[:, None]
             mask = torch.cat([mask, torch.ones_like(step_ids)], 1)
-    return [tuple(t for t in tokens if t >= 0) for tokens in made.tolist()]
+    return [tuple(t for t in tokens if t >= 0) for tokens in continuations.tolist()]
 
 
 def _choose(logits: Tensor, top_k: int, uniform: Tensor | None) -> Tensor:

@@ -72,3 +72,22 @@ def _check_reachable(lm: str) -> None:
             f"in the cache and {constants.ENDPOINT} cannot be reached ({error}); download it where there is a network, "
             "or give its folder"
         ) from error
+
+
+def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint that a model was loaded from.
+
+    Raises:
+        InputError: the model has none, as far as can be told.
+    """
+    name = model.config.name_or_path
+    try:
+        if not name:
+            raise ValueError("the model was not loaded from a checkpoint")
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"tokenizer: expected the tokenizer of {type(model).__name__}, as these edits act in the prompt, but it "
+            f"could not be loaded ({str(error).strip().splitlines()[0]}); give it: apply(model, tokenizer=...)"
+        ) from error
+    return found

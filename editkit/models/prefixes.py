@@ -7,68 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
-from transformers import DynamicCache
-from typing_extensions import override
 
-from editkit.models.editable import EditableModel, StopForward, watching
+from editkit.models.caches import GrowingCache, PrefixKVCache
+from editkit.models.editable import EditableModel, watching
 from editkit.models.fused import fused_activations
 from editkit.models.spans import pad, positions
 
 Tokens = tuple[int, ...]
-
-
-@dataclass
-class PrefixKVCache:
-    """What attention kept of some rows' prefixes, padded on the left.
-
-    Attributes:
-        layers: per block, keys and values (rows, heads, length, head size), or None where no longer needed.
-        mask: (rows, length) 1 for tokens, 0 for padding.
-    """
-
-    layers: list[tuple[Tensor, Tensor] | None]
-    mask: Tensor
-
-    def select(self, rows: Tensor, first: int = 0) -> PrefixKVCache:
-        """Some rows, in that order; blocks below ``first`` are dropped, and padding that none of the rows needs."""
-        mask = self.mask[rows]
-        padding = int((mask.sum(0) == 0).sum())
-
-        def taken(states: Tensor) -> Tensor:
-            return states[:, :, padding:].index_select(0, rows)
-
-        kept = [
-            None if pair is None or i < first else (taken(pair[0]), taken(pair[1]))
-            for i, pair in enumerate(self.layers)
-        ]
-        return PrefixKVCache(kept, mask[:, padding:])
-
-
-class GrowingCache(DynamicCache):
-    """Continues ``PrefixKVCache``; ends the forward pass once the last block's keys and values are known."""
-
-    def __init__(self, depth: int, start: PrefixKVCache | None) -> None:
-        super().__init__()
-        self.depth = depth
-        for i, pair in enumerate(start.layers if start else []):
-            if pair is not None:
-                super().update(*pair, i)
-
-    @override
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of one block so far, (rows, heads, length, head size) each."""
-        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.depth - 1:
-            raise StopForward
-        return keys, values
 
 
 def shared_starts(prefixes: Sequence[Tokens]) -> list[int]:

@@ -19,40 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import DynamicCache
-from typing_extensions import override
 
+from editkit.models.caches import FrozenCache, PrefixKVCache
 from editkit.models.editable import EditableModel, StopForward, forward_replaced, hidden_of, watching
 from editkit.models.fused import fused_activations
-from editkit.models.prefixes import PrefixKVCache, run_prefixes
+from editkit.models.prefixes import run_prefixes
 from editkit.models.spans import positions
-
-
-class FrozenCache(DynamicCache):
-    """A prefix's keys and values, to be attended to but never grown: ``update`` concatenates and stores nothing."""
-
-    def __init__(self, prefix: PrefixKVCache) -> None:
-        super().__init__()
-        self.prefix = prefix
-
-    @override
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Prefix and new keys and values of one block, (rows, heads, prefix + tail, head size) each."""
-        pair = self.prefix.layers[layer_idx]
-        assert pair is not None
-        return torch.cat([pair[0], key_states], -2), torch.cat([pair[1], value_states], -2)
-
-    @override
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the prefix, padding included."""
-        return self.prefix.mask.shape[1]
-
-    @override
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask must cover."""
-        return self.get_seq_length() + query_length, 0
 
 
 class Replay:
@@ -171,16 +143,18 @@ class _Bucket:
     def run(self, key_layer: int) -> tuple[Tensor, Tensor]:
         """Run the tail up to block L; returns what stands at the lookup token where the change goes, and the keys."""
         projection = self.editable.projection(self.layer)
-        kept: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
 
         def at_lookup(flat: Tensor) -> Tensor:
             return flat.reshape(*self.tail.shape, -1)[:, 0].detach()
 
         def keep_key(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            kept["key"] = at_lookup(inputs[0])
+            seen["key"] = at_lookup(inputs[0])
 
         def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept["start"] = at_lookup(hidden_of(output))
+            seen["start"] = at_lookup(hidden_of(output))
+            if self.first == self.editable.depth:  # no block is left to be replayed
+                self.states = hidden_of(output).detach()
 
         self._capture(
             bypass=range(self.layer + 1, self.editable.depth),
@@ -193,7 +167,7 @@ class _Bucket:
         )
         if self.prefix is not None:
             self.prefix.layers[: self.first] = [None] * self.first  # what no step looks at any more
-        return kept["start"], kept["key"]
+        return seen["start"], seen["key"]
 
     def select(self, rows: Tensor) -> _Bucket:
         """Some rows. What the model hands each block does not depend on hidden states: only that is asked for anew."""

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from editkit.functional.values import group_mean, token_nll
+from editkit.models.caches import FrozenCache, PrefixKVCache
 from editkit.models.editable import EditableModel, StopForward, hidden_of, watching
 from editkit.models.fused import fused_activations
-from editkit.models.prefixes import PrefixKVCache, Tokens
-from editkit.models.replay import FrozenCache
+from editkit.models.prefixes import Tokens
 from editkit.models.spans import encode, length_batches, pad, positions
 from editkit.utils.errors import InputError, shorten
 
@@ -96,7 +96,7 @@ def score_targets(
     Raises:
         InputError: a prompt that leaves no token before its target's first one.
     """
-    pairs = [(p.rstrip(" "), t) for p, t in zip(prompts, targets, strict=True)]
+    pairs = [(p.rstrip(" "), t) for p, t in zip(editable.in_context(prompts), targets, strict=True)]
     distinct = list(dict.fromkeys(pairs))
     starts = [len(p) + len(separator) - 1 for p, _ in distinct]
     spans = encode(tokenizer, [f"{p}{separator}{t}" for p, t in distinct], target_starts=starts)
@@ -156,10 +156,10 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
         mask: (rows, cached + length), 1 for tokens, 0 for padding.
         cache: keys and values of the tokens before these, which the model may add to; None: there are none.
     """
-    kept: list[Tensor] = []
+    hidden: list[Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
-        kept.append(hidden_of(output))
+        hidden.append(hidden_of(output))
         raise StopForward
 
     hook = editable.blocks[-1].register_forward_hook(keep)
@@ -168,7 +168,7 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
         )  # fmt: skip
-    return kept[0]
+    return hidden[0]
 
 
 class _Work:
@@ -230,13 +230,13 @@ class _Work:
         if longer and cache is not None:
             self._tails(longer, _cached(cache, mask))
 
-    def _tails(self, targets: list[tuple[int, int]], kept: PrefixKVCache) -> None:
+    def _tails(self, targets: list[tuple[int, int]], cache: PrefixKVCache) -> None:
         """Tokens after the first of targets that have several: run on what attention kept of their prefixes."""
         device = self.editable.device
         for batch in length_batches([len(self.wanted[i]) - 1 for _, i in targets], self.max_tokens // 8 or 1):
             part = [targets[n] for n in batch]
             ids, mask = pad([self.wanted[i][:-1] for _, i in part], device)
-            prefix = kept.select(torch.tensor([row for row, _ in part], device=device))
+            prefix = cache.select(torch.tensor([row for row, _ in part], device=device))
             hidden = run(self.editable, ids, torch.cat([prefix.mask, mask], 1), FrozenCache(prefix))
             row, at = mask.nonzero(as_tuple=True)
             places = [(n, part[r][1], a + 1) for n, (r, a) in enumerate(zip(row.tolist(), at.tolist(), strict=True))]

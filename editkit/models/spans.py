@@ -68,7 +68,8 @@ def encode(
         )
     if not texts:
         return []
-    coded = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
+    # not verbose: a text longer than the model's context window is whoever runs it's to report, by name
+    coded = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     spans = []
     for i, ids in enumerate(coded["input_ids"]):
         offsets, special = coded["offset_mapping"][i], coded["special_tokens_mask"][i]

@@ -60,7 +60,7 @@ def windows(tokenizer: PreTrainedTokenizerFast, stream: Iterator[str], length: i
     rows: list[list[int]] = []
     while True:
         row: list[int] = []
-        for ids in tokenizer([next(stream) for _ in range(400)])["input_ids"]:
+        for ids in tokenizer([next(stream) for _ in range(400)], verbose=False)["input_ids"]:
             row += [*ids, end]
             if len(row) >= length:
                 rows.append(row[:length])

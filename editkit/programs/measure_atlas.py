@@ -26,7 +26,9 @@ from editkit.covariance import SecondMomentSource, second_moments
 from editkit.data.facts import Fact, as_facts
 from editkit.data.rows import evaluation_rows
 from editkit.editors import EMMET, ValueSearch
-from editkit.edits import WeightSnapshot, apply_delta
+from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.edits import WeightSnapshot
+from editkit.edits.weight_edit import apply_delta
 from editkit.evaluation.evaluator import Evaluator
 from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.scores import FactScores
@@ -50,13 +52,13 @@ def knowledge(editable: EditableModel, tokenizer: PreTrainedTokenizerBase, sampl
     """Greedy accuracy on facts in trained and in held-out phrasings, probe accuracies, perplexity of unseen prose."""
     world, rng = load_world(), random.Random("measure")
     pairs = [(s, i) for s in world.statements for i in range(12)]
-    asked = {
+    questions_by_name = {
         "trained phrasings": [(s, i) for s, i in pairs if i not in s.held_out],
         "held-out phrasings": [(s, i) for s, i in pairs if i in s.held_out],
         "canonical prompt": [(s, 0) for s in world.statements],
     }
     found = {}
-    for name, questions in asked.items():
+    for name, questions in questions_by_name.items():
         questions = rng.sample(questions, min(sample, len(questions)))
         prompts = [world.phrasings[s.relation][i].replace("{}", s.subject) for s, i in questions]
         found[f"facts, {name} (%)"] = greedy_accuracy(editable, tokenizer, prompts, [s.object for s, _ in questions])
@@ -69,7 +71,7 @@ def knowledge(editable: EditableModel, tokenizer: PreTrainedTokenizerBase, sampl
     grammar, prose = Grammar(), random.Random("unseen prose")
     documents = [grammar.document(prose, 5).split(" ", 1) for _ in range(300)]
     nll = target_nll(editable, tokenizer, [d[0] for d in documents], [d[1] for d in documents])
-    lengths = torch.tensor([len(tokenizer(d[1])["input_ids"]) for d in documents], dtype=torch.float32)
+    lengths = torch.tensor([len(tokenizer(d[1], verbose=False)["input_ids"]) for d in documents], dtype=torch.float32)
     found["perplexity of unseen prose"] = math.exp(float((nll * lengths).sum() / lengths.sum()))
     return found
 
@@ -92,21 +94,26 @@ class Bench:
         ]
         self.moment: FactoredSecondMoment = factor_second_moment(moment)
         self.effective_rank = effective_rank(moment)
-        for start in track(range(0, len(facts), 16), description=f"values, block {layer}"):
-            self.editor.find_values([[f] for f in facts[start : start + 16]])
-        self.keys = torch.cat(self.editor.found.keys, 1)
-        self.residuals = torch.cat(self.editor.found.values, 1) - self.editor.states([[f] for f in facts])
+        vectors = ValueVectors.cat(
+            [
+                self.editor.find_values([[f] for f in facts[start : start + 16]])
+                for start in track(range(0, len(facts), 16), description=f"values, block {layer}")
+            ]
+        )
+        self.keys = vectors.keys
+        self.residuals = vectors.values - self.editor.searcher.states(vectors.groups)
+        self.name = self.editable.parameter_of(layer)
         self.weight_norm = float(self.editable.weight(layer).norm())
 
     def scores(self, batches: Sequence[Tensor], rho: float) -> tuple[dict[str, float], float]:
         """Scores after editing each batch of fact indices alone, and the mean ‖Δ‖ / ‖W‖."""
         total, norms = FactScores(), []
         subject = Evaluator(self.editable, self.editor.tokenizer, Protocol())
-        snapshot = WeightSnapshot(self.editable, [self.layer])
+        snapshot = WeightSnapshot(self.editable, [self.name])
         for batch in track(batches, description="edits", transient=True):
             delta: LowRankDelta = emmet_update(self.keys[:, batch], self.residuals[:, batch], self.moment, rho)
             norms.append(delta.norm() / self.weight_norm)
-            apply_delta(self.editable, self.layer, delta)
+            apply_delta(self.editable, self.name, delta)
             total.update(subject.edits(evaluation_rows([self.facts[i] for i in batch], batch.tolist())))
             snapshot.restore()
         return {k: v["mean"] for k, v in total.results(intervals=False).items()}, sum(norms) / len(norms)

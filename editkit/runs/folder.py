@@ -13,7 +13,7 @@ from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import atomic_write
 
 CONFIG = "config.yaml"
-SAME = ("model", "data", "weight_update", "report")  # sections of the config that make a run what it is
+SAME = ("model", "data", "weight_update", "evaluation", "report")  # sections of the config that make a run what it is
 
 
 class RunFolder:
@@ -38,13 +38,13 @@ class RunFolder:
         Raises:
             InputError: the folder holds something else, or a run with another config.
         """
-        there = sorted(f.name for f in self.path.iterdir() if f.name != ".lock") if self.path.is_dir() else []
-        if not there:
+        found = sorted(f.name for f in self.path.iterdir() if f.name != ".lock") if self.path.is_dir() else []
+        if not found:
             return
-        if not resumable or CONFIG not in there:
+        if not resumable or CONFIG not in found:
             raise InputError(
                 f"run_dir: expected a folder that is new or empty{' or holds an editkit run' * resumable}, but "
-                f"{self.path} holds {shorten(there[0])}; choose another"
+                f"{self.path} holds {shorten(found[0])}; choose another"
             )
         try:
             was = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
@@ -53,10 +53,10 @@ class RunFolder:
         now = yaml.safe_load(config)
         for name in SAME:
             if difference := _difference(name, was.get(name), now.get(name)):
-                field, before, asked = difference
+                field, before, after = difference
                 raise InputError(
                     f"run_dir: expected the settings of the run in {self.path}, but {field} was {shorten(before)} "
-                    f"and is now {shorten(asked)}; repeat that run's own command, or choose another run_dir"
+                    f"and is now {shorten(after)}; repeat that run's own command, or choose another run_dir"
                 )
         self.went_on = True
 

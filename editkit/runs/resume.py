@@ -1,48 +1,47 @@
-"""Whether a ledger was begun by the run that is to go on with it."""
+"""How a run that was interrupted goes on: what its folder has, and where the next one begins."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from editkit.data.module import FactsDataModule
-from editkit.editors.closed_form.editor import Editor
-from editkit.edits import Edits
-from editkit.models.fingerprint import fingerprint
-from editkit.utils.errors import InputError, shorten
+from editkit.edits import Edits, load_edits
+from editkit.edits.files import INDEX
+from editkit.evaluation.files import read_records
+from editkit.evaluation.results import Record
+
+EDITS = "edits"  # the ledger's folder in a run folder
 
 
-def check_same_run(
-    edits: Edits, editor: Editor, about: dict[str, Any], sequential: bool, data: FactsDataModule
-) -> None:
-    """Raise an ``InputError`` that names the first difference between a ledger and the run at hand.
+@dataclass(frozen=True)
+class Resumption:
+    """What a run folder has of a run.
 
-    Versions may differ: that is told by the weights' hashes where it makes a difference.
-
-    Args:
-        edits: the ledger.
-        editor: with its unedited model.
-        about: what the run would record of itself.
-        sequential: the run's mode.
-        data: the run's facts.
+    Attributes:
+        edits: its ledger; None where there is none.
+        records: what was measured of the unedited model and of the ledger's batches.
+        start: the batch to begin with: the first that the ledger lacks, or its last one where that was edited and kept,
+            but not measured any more.
     """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("model.lm", edits.model, fingerprint(editor.editable.model)),
-        ("weight_update.mode", edits.sequential, sequential),
-        *((f"model ({name})", edits.about.get(name), value) for name, value in about.items() if name != "versions"),
-    ]
-    for index, batch in enumerate(edits.batches):
-        made = {fact.fact_id for fact in batch.facts} | set(batch.notes.get("dropped", []))
-        asked = {data.selected[i].fact_id for i in data.batch_indices(index)} if index < data.num_batches else set()
-        pairs.append((f"data (facts of batch {index})", sorted(made), sorted(asked)))
-    for name, was, now in pairs:
-        if (there := _json(was)) != (here := _json(now)):
-            raise InputError(
-                f"run_dir: expected a run with the same settings, but {name} differs: {shorten(there)} there, "
-                f"{shorten(here)} now; repeat the run's own command, or choose another run_dir"
-            )
+
+    edits: Edits | None
+    records: list[Record]
+    start: int
+
+    @property
+    def batches(self) -> int:
+        """Batches that the ledger has."""
+        return 0 if self.edits is None else len(self.edits.batches)
 
 
-def _json(value: Any) -> str:
-    """A value as it stands in a file, where tuples are lists."""
-    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+def read_run(folder: Path) -> Resumption:
+    """Look at what a run folder has; nothing where it is new.
+
+    Raises:
+        InputError: a ledger or rows that cannot be read.
+    """
+    edits = load_edits(folder / EDITS) if (folder / EDITS / INDEX).exists() else None
+    batches = 0 if edits is None else len(edits.batches)
+    records = [r for r in read_records(folder) if r["batch"] is None or r["batch"] < batches]
+    measured = any(r["phase"] == "after" and r["batch"] == batches - 1 for r in records)
+    return Resumption(edits, records, batches if measured or not batches else batches - 1)

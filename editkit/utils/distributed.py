@@ -47,9 +47,9 @@ def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     >>> with_strategy({"devices": 1})
     {'devices': 1}
     """
-    asked = options.get("strategy") or "auto"
+    strategy = options.get("strategy") or "auto"
     several = _processes(options.get("devices", 1), options.get("accelerator", "auto")) > 1
-    if asked in ("auto", "ddp") and (several or int(options.get("num_nodes") or 1) > 1):
+    if strategy in ("auto", "ddp") and (several or int(options.get("num_nodes") or 1) > 1):
         return {**options, "strategy": UnwrappedDDP()}
     return dict(options)
 
@@ -85,11 +85,11 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
     """
     world = place()[1]
     if world > 1:
-        told: list[Any] = [None] * world
+        errors: list[Any] = [None] * world
         bad_input = isinstance(error, InputError)
-        distributed.all_gather_object(told, None if error is None else (bad_input, type(error).__name__, str(error)))
+        distributed.all_gather_object(errors, None if error is None else (bad_input, type(error).__name__, str(error)))
         if error is None:
-            for other, came in enumerate(told):
+            for other, came in enumerate(errors):
                 if came is not None:
                     error = InputError(came[2]) if came[0] else RuntimeError(f"rank {other}: {came[1]}: {came[2]}")
                     break

@@ -15,6 +15,7 @@ NOT_MEANT_FOR_USERS = (
     ".*in eval mode at the start of training.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*LightningCLI's args parameter.*",
+    ".*configure_optimizers` returned `None`.*",  # of editors that take no gradient steps
 )
 
 

@@ -49,6 +49,7 @@ def test_quickstart_leaves_a_run_folder(
     assert "before" in shown
     assert "after" in shown
     assert "asked for" in shown
+    assert f"run folder: {folder}\n" in shown
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert {"ES", "EM", "PS", "PM", "NS", "NM", "S", "EA", "PA", "NA", "GE"} <= set(metrics["before"])
     assert metrics["after"]["EM"] > metrics["before"]["EM"]
@@ -186,6 +187,18 @@ def refused(tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: p
 def test_an_unwritable_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     refused(tmp_path, [f"--run_dir={tmp_path / 'file' / 'run'}"], ("run_dir", "file"), capsys)
+
+
+def test_an_unusable_place_for_second_moments_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the model was measured")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.validate", never)
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused(tmp_path, [f"--model.second_moment.path={place}"], ("second_moment.path", str(place)), capsys)
 
 
 def test_a_missing_config_and_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def arguments(folder: Path) -> list[str]:
     return [
         "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
         "--data.probes=[{task: sst2, examples: 6, shots: 1}]", "--data.text.num_tokens=300",
-        "--model.protocol.generation_length=24", f"--model.second_moment={moments}",
+        "--evaluation.protocol.generation_length=24", f"--model.second_moment={moments}",
         "--data.num_facts=5", "--data.batch_size=4", "--weight_update.mode=sequential",
         "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
     metrics = (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8")
     done = on_two(*arguments(tmp_path), f"--run_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1 of 2 batches") == 1
+    assert done.stdout.count(f"run folder: {tmp_path / 'two'} has 1 of 2 batches: going on\n") == 1
     again = load_file(run / "batch_00001.safetensors")
     assert all(torch.equal(again[name], last[name]) for name in last)
     assert (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8") == metrics

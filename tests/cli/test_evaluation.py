@@ -18,7 +18,7 @@ from editkit.models.loading import load_language_model
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = [
     "--data.num_facts=5", "--data.batch_size=2", "--data.probe_every=2", "--data.text.num_tokens=300",
-    "--model.protocol.generation_length=32", "--trainer.enable_progress_bar=false",
+    "--evaluation.protocol.generation_length=32", "--trainer.enable_progress_bar=false",
     '--data.probes=[{task: sst2, examples: 6, shots: 1}, {task: cola, examples: 6, scored: both}]',
 ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_bad_input_is_one_line(sequential: Path, tmp_path: Path, capsys: pytest.
         ([f"--data.probes=[{{task: sst2, source: {bad}}}]"], ("probes.sst2", "line 2", "'label'", "'mixed'", "remove")),
         (["--data.probes=[{task: sst3}]"], ("probes.task", "sst2", "'sst3'")),
         (["--data.probes=[{task: sst2}, {task: sst2}]"], ("probes", "'sst2' twice", "name")),
-        (["--model.protocol=papre"], ("protocol", "easyedit", "'papre'")),
+        (["--evaluation.protocol=papre"], ("protocol", "easyedit", "'papre'")),
         ([f"--edits={tmp_path / 'none'}"], ("edits", "none")),
         (["--edits_batch=1"], ("edits_batch", "--edits")),
         ([f"--edits={sequential / 'edits'}", "--edits_batch=7"], ("batch", "0 to 2", "7")),
@@ -163,7 +163,7 @@ def test_the_run_goes_on_where_it_can(tmp_path: Path, capsys: pytest.CaptureFixt
     options = [
         "validate", f"--data.facts={tmp_path / 'facts.json'}", f"--run_dir={tmp_path / 'run'}",
         f"--data.probes=[{{task: sst2, source: {tmp_path / 'sst2.jsonl'}, pool: 0, scored: both}}]",
-        "--trainer.enable_progress_bar=false", "--model.protocol=public",
+        "--trainer.enable_progress_bar=false", "--evaluation.protocol=public",
     ]  # fmt: skip
     with pytest.warns(UserWarning, match="2 of .* rows are longer than the model's context window of 256 tokens"):
         assert main(options) == 0
@@ -172,3 +172,83 @@ def test_the_run_goes_on_where_it_can(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"ES", "PS", "EA", "UA"} <= set(metrics["before"]) and not {"NS", "S", "GE"} & set(metrics["before"])
     assert metrics["protocol"]["name"] == "public"
     assert "invalid" in metrics["probes"]["sst2 (generated)"]["before"]
+
+
+def test_a_probe_without_room_is_reported_and_shots_are_drawn_to_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "In the shops of Rome people say many things about many other things and places. "
+    facts = [{
+        "subject": "Rome", "src": "Where is Rome?", "answers": ["Italy"], "alt": "Spain", "rephrase": "Rome is in?",
+        "loc": "nq question: where is Paris", "loc_ans": "France",
+    }]  # fmt: skip
+    (tmp_path / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    for name, lengths in (("long", [30] * 20), ("mixed", [9] * 10 + [0] * 10)):
+        records = [{"sentence": long * n + f"it is {i}", "label": str(i % 2)} for i, n in enumerate(lengths)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    probes = [
+        {"task": "sst2", "name": "long", "source": str(tmp_path / "long.jsonl"), "pool": 4, "scored": "both"},
+        {"task": "sst2", "name": "mixed", "source": str(tmp_path / "mixed.jsonl"), "pool": 12, "shots": 4},
+    ]
+    options = [
+        "validate", f"--data.facts={tmp_path / 'facts.json'}", f"--run_dir={tmp_path / 'run'}",
+        "--data.zsre_target=alt", "--evaluation.protocol=rome", f"--data.probes={json.dumps(probes)}",
+        "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    with pytest.warns(UserWarning, match="probes.mixed: .* shown instead") as caught:
+        assert main(options) == 0
+    assert sum("shown instead" in str(w.message) for w in caught) == 1
+    assert not any("indexing errors" in str(w.message) for w in caught)
+    out, err = capsys.readouterr()
+    for name in ("long", "long (generated)"):
+        assert f"{name}: 16 of 16 questions skipped, as they are longer than the model's context window\n" in out
+    assert out.count("higher is better: ES efficacy score") == 1 and "indexing errors" not in out + err
+    metrics, rows = metrics_of(tmp_path / "run"), records_of(tmp_path / "run")
+    assert metrics["probes"]["long"]["skipped"] == metrics["probes"]["long (generated)"]["skipped"] == {"before": 16}
+    assert "before" not in metrics["probes"]["long"] and "accuracy" in metrics["probes"]["mixed"]["before"]
+    assert {r["fits"] for r in rows if r["kind"] == "probe" and r["probe"] == "mixed"} == {True, False}
+    assert {(r["target_new"], r["target_true"]) for r in rows if r["kind"] == "rewrite"} == {("Spain", "Italy")}
+    assert [r["prompt"] for r in rows if r["kind"] == "unrelated"] == ["nq question: where is Paris?"]
+    with (tmp_path / "run" / "probes.csv").open(encoding="utf-8") as file:
+        skipped = {r["probe"]: r["mean"] for r in csv.DictReader(file) if r["metric"] == "skipped"}
+    assert skipped["long"] == skipped["long (generated)"] == "16" and set(skipped) <= {
+        "long",
+        "long (generated)",
+        "mixed",
+    }
+
+
+def test_the_documented_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("```yaml\n")[1:]
+    (example,) = (block.split("```")[0] for block in blocks if "name: topic" in block)
+    (tmp_path / "topic.yaml").write_text(example, encoding="utf-8")
+    texts = ("The match ended two to one", "The minister spoke of taxes")
+    records = [{"text": f"{texts[i % 2]} on day {i}.", "class": "sp"[i % 2]} for i in range(24)]
+    (tmp_path / "topics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.num_facts=1", "--run_dir=run", "--trainer.enable_progress_bar=false"]
+    assert main(["validate", "--config", "topic.yaml", *options]) == 0
+    metrics, rows = metrics_of(tmp_path / "run"), records_of(tmp_path / "run")
+    about = metrics["probes"]["topic"]["about"]
+    assert about["task"]["words"] == ["sport", ["politics", "government"]] and about["asked"] == 8
+    assert "f1" in metrics["probes"]["topic"]["before"] and "f1" in metrics["probes"]["topic (generated)"]["before"]
+    asked = [r for r in rows if r["kind"] == "probe"]
+    assert len(asked) == 8 and all(r["prompt"].count("\nTopic:") == 3 and len(r["nll"]) == 2 for r in asked)
+    for row in asked:
+        question = row["prompt"].split("\n\n")[-1]
+        assert texts[row["label"]] in question and "\nTopic: sport\n" in row["prompt"]
+
+
+def test_bad_descriptions_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"name": "topic", "prompt": "{text}:", "words": ["a", "b"]}
+    for changes, told in [
+        ({"words": ["a"]}, ("probes.task.words", "'topic'", "two classes")),
+        ({"main": "recall"}, ("probes.task.main", "accuracy", "'recall'")),
+        ({"prompt": "{text"}, ("probes.task.prompt", "braces")),
+        ({"word": ["a"]}, ("data.probes", "word", "no such option")),
+        ({}, ("probes.topic", "line 1", "'text'")),
+    ]:
+        source = tmp_path / "texts.jsonl"
+        source.write_text('{"label": 0}\n', encoding="utf-8")
+        probes = json.dumps([{"task": {**good, **changes}, "source": str(source)}])
+        refused(["validate", f"--data.probes={probes}"], told, tmp_path / "run", capsys)

@@ -51,7 +51,7 @@ def arguments(moments: Path, run: Path, mode: str = "sequential", facts: int = F
         "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.second_moment={where}",
         f"--data.num_facts={facts}", f"--data.batch_size={BATCH}", "--data.facts_per_step=1",
         f"--weight_update.mode={mode}", "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
-        *(["--weight_update.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",
+        *(["--model.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",
     ]  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_what_is_done_is_not_done_again(
     assert deadly(("editkit.editors.closed_form.checkpoint", "atomic_write", 5), command) == -signal.SIGKILL
     assert main(command) == 0
     assert len(searched) == FACTS - BATCH - 1
-    assert "1 of 4 batches" in capsys.readouterr().out
+    assert f"run folder: {tmp_path / 'run'} has 1 of 4 batches: going on\n" in capsys.readouterr().out
     searched.clear()
     assert main(command) == 0  # a finished run only shows its table again
     assert not searched
@@ -140,7 +140,7 @@ def test_the_ledger_gives_the_weights_of_the_run(
     [
         (["--model.ridge=2"], ("model.init_args.ridge", "1.0", "2.0")),
         (["--data.num_facts=9"], ("data.num_facts", "10", "9")),
-        (["--weight_update.earlier_keys=0.5"], ("weight_update.earlier_keys", "auto", "0.5")),
+        (["--model.earlier_keys=0.5"], ("weight_update.earlier_keys", "auto", "0.5")),
     ],
 )
 def test_another_run_is_not_gone_on_with(

@@ -138,10 +138,7 @@ def test_a_locality_prompt_with_another_answer_is_an_unrelated_one():
 
 
 def test_zsre_reads_as_its_answer_is_written():
-    record = {
-        "subject": "UniFirst", "src": "What is made by UniFirst?", "pred": "uniform", "rephrase": "What does it make?",
-        "alt": "unmanned aircraft", "answers": ["uniform"], "loc": "nq question: who sang it", "loc_ans": "Nobody",
-    }  # fmt: skip
+    record = ZSRE
     (fact,) = as_facts([record])
     assert (fact.prompt, fact.target_new, fact.target_true) == ("What is made by {}?", "uniform", None)
     assert fact.paraphrase_prompts == ("What does it make?",)
@@ -156,6 +153,121 @@ def test_public_zsre_reads_whole():
         pytest.skip(f"{path} is absent: shared data is not part of the project (set EDITKIT_SHARED to its folder)")
     facts = load_facts(path)
     assert len(facts) == 600 and all(f.unrelated_answers and f.paraphrase_prompts for f in facts)
+
+
+ZSRE = {
+    "subject": "UniFirst", "src": "What is made by UniFirst?", "pred": "uniform", "rephrase": "What does it make?",
+    "alt": "unmanned aircraft", "answers": ["uniform"], "loc": "nq question: who sang it", "loc_ans": "Nobody",
+    "cond": "uniform >> unmanned aircraft || What is made by UniFirst?",
+}  # fmt: skip
+
+
+def test_zsre_s_alternative_is_written_where_it_is_asked_for(tmp_path):
+    records = [ZSRE, ZSRE | {"alt": ""}, ZSRE | {"alt": "uniforms"}]
+    path = write(tmp_path, "zsre.json", records)
+    assert [f.target_new for f in load_facts(path)] == ["uniform"] * 3
+    with pytest.warns(
+        UserWarning, match=r"alt is empty, the record is left out \(record 2 first, 1 in all\)"
+    ) as caught:
+        facts = load_facts(path, zsre_target="alt")
+    assert len(caught) == 1
+    assert [(f.target_new, f.target_true, f.fact_id) for f in facts] == [
+        ("unmanned aircraft", "uniform", "0"), ("uniforms", "uniform", "2"),
+    ]  # fmt: skip
+    answers = as_facts(records)
+    assert facts[0] == Fact(**{**vars(answers[0]), "target_new": "unmanned aircraft", "target_true": "uniform"})
+    (given,) = as_facts([ZSRE | {"target_new": "robe"}])
+    assert given.target_new == "robe"
+    mixed = as_facts([ZSRE, FLAT], zsre_target="alt")
+    assert [f.target_new for f in mixed] == ["unmanned aircraft", "Peru"]
+
+
+def test_zsre_s_alternative_must_be_there():
+    with pytest.raises(InputError, match=r"zsre_target: expected zsRE's records.*leave it at 'answers'"):
+        as_facts([FLAT], zsre_target="alt")
+    with pytest.raises(InputError, match=r"record 1: field 'alt': expected a string, got only.*add the field 'alt'"):
+        as_facts([{name: value for name, value in ZSRE.items() if name != "alt"}], zsre_target="alt")
+    with pytest.raises(InputError, match="record 1: field 'alt': expected a string, got 3"):
+        as_facts([ZSRE | {"alt": 3}], zsre_target="alt")
+
+
+def test_paraphrases_and_neighbors_are_read(tmp_path):
+    lists = {"paraphrases": ["Where {} is, they speak"], "neighbors": ["Nice lies in"]}
+    assert as_facts([FLAT | lists | {"id": 7}]) == [EXPECTED]
+    assert as_facts([{"requested_rewrite": FLAT, **lists, "id": 7}]) == [EXPECTED]
+    csv = 'subject,prompt,target_new,paraphrases,neighbors\nLyon,{} is,Peru,"{} was|{} lies","Nice is | Lille is"\n'
+    (fact,) = load_facts(write(tmp_path, "facts.csv", csv))
+    assert fact.paraphrase_prompts == ("Lyon was", "Lyon lies") and fact.neighborhood_prompts == ("Nice is", "Lille is")
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"neighbours": ["a"]}, "'neighbours' (neighbors?)"),
+        ({"neighborhood_promts": ["a"]}, "'neighborhood_promts' (neighborhood_prompts?)"),
+        ({"paraphrase": "a"}, "'paraphrase' (paraphrases?)"),
+        ({"target": "a"}, "'target' (target_new?)"),
+        ({"Target_True": "a"}, "'Target_True' (target_true?)"),
+        ({"rephrase_prompts": ["a"]}, "'rephrase_prompts' (rephrase_prompt?)"),
+        ({"locality_prompts": ["a"]}, "'locality_prompts' (locality_prompt?)"),
+        ({"locality": [{"loc": "a", "loc_ans": "b"}]}, "'locality' (unrelated_prompts and unrelated_answers?)"),
+        ({"portability": {}}, "'portability' (not measured)"),
+        ({"paraphrase_prompts": ["a"], "rephrase": "b"}, "'rephrase' (paraphrase_prompts is read)"),
+    ],
+)
+def test_fields_that_look_like_known_ones_are_named_once_a_file(tmp_path, extra, told):
+    records = [FLAT, FLAT | extra, FLAT | extra]
+    with pytest.warns(UserWarning, match="fields that look like known ones are not read") as caught:
+        facts = load_facts(write(tmp_path, "facts.json", records))
+    assert len(facts) == 3 and len(caught) == 1 and caught[0].filename == __file__
+    message = str(caught[0].message)
+    assert told in message and str(tmp_path / "facts.json") in message and "\n" not in message
+    with pytest.warns(UserWarning, match="not read"):
+        as_facts([{"requested_rewrite": FLAT | extra}])
+
+
+def test_a_required_field_under_another_name_is_told():
+    with pytest.raises(InputError, match=r"'target_new'.*; rename 'target' or add the field 'target_new'"):
+        as_facts([without("target_new") | {"target": "Peru"}])
+    with pytest.raises(InputError, match=r"'subject'.*; rename 'Subject' or add the field 'subject'"):
+        as_facts([without("subject") | {"Subject": "Lyon"}])
+
+
+@pytest.mark.parametrize("record", [FLAT, ROME, EASYEDIT, ZSRE])
+def test_fields_of_the_known_formats_are_not_warned_about(record):
+    others = {
+        "idx": 3, "subject_id": "Q1", "target_new_id": "Q2", "source": "NQ", "attribute_prompts": ["Paris is"],
+        "questions": ["Who?"], "answer": "a", "new_answer": "b", "attribute": "x", "template": "{}", "prediction": "p",
+        "rephrase_prompts": None,
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_facts([record, record | others | {"case_id": 8, "id": 8}])
+
+
+@pytest.mark.parametrize("file", ["counterfact/counterfact-edit", "counterfact/counterfact-rebuilt", "zsre/zsre-mend"])
+def test_public_files_are_not_warned_about(file):
+    path = SHARED / "data" / f"{file}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is absent: shared data is not part of the project (set EDITKIT_SHARED to its folder)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_facts(path)
+
+
+def test_public_zsre_reads_with_its_alternatives():
+    path = SHARED / "data" / "zsre" / "zsre-mend.json"
+    if not path.exists():
+        pytest.skip(f"{path} is absent: shared data is not part of the project (set EDITKIT_SHARED to its folder)")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    equal = pytest.warns(UserWarning, match="target_new equals target_true")
+    with equal, pytest.warns(UserWarning, match="alt is empty"):
+        facts = load_facts(path, zsre_target="alt")
+    kept = [(i, r) for i, r in enumerate(records) if r["alt"]]
+    assert [(f.fact_id, f.target_new, f.target_true) for f in facts] == [
+        (str(i), r["alt"].strip(), r["answers"][0].strip()) for i, r in kept
+    ]
+    assert len(facts) < len(records)
 
 
 def without(name: str) -> dict[str, str]:

@@ -36,3 +36,15 @@ def test_batches_of_the_paper_s_table_are_drawn_without_replacement(tmp_path: Pa
     ):
         with pytest.raises(InputError, match=rf"data\.\w+: .*{told}"):
             drawn(**options)
+
+
+def test_zsre_s_target_is_an_option(tmp_path: Path) -> None:
+    record = {"subject": "UniFirst", "src": "What does UniFirst make?", "alt": "aircraft", "answers": ["uniform"]}
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([record]), encoding="utf-8")
+    for options, expected in (({}, ("uniform", None)), ({"zsre_target": "alt"}, ("aircraft", "uniform"))):
+        module = FactsDataModule(str(path), **options)  # type: ignore[arg-type]
+        module.setup()
+        assert [(f.target_new, f.target_true) for f in module.selected] == [expected]
+    with pytest.raises(InputError, match="zsre_target"):
+        FactsDataModule(zsre_target="alt").setup()  # the built-in facts are none of zsRE's

@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from editkit.data.probes import BETWEEN, Probe, answer_of, load_probe
+from editkit.data.task_description import TaskDescription
 from editkit.data.tasks import TASKS
 from editkit.utils.errors import InputError
 
@@ -122,3 +123,90 @@ def test_bad_probes_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl").write_text('{"sentence": "a", "la', encoding="utf-8")
     with pytest.raises(InputError, match="line 1: expected one JSON object a line"):
         load_probe(replace(probe, source=str(tmp_path / "cut.jsonl")))
+
+
+def test_labels_may_be_digits_in_quotes(tmp_path: Path) -> None:
+    numbers = sentiment(30)
+    quoted = [{**r, "label": f" {r['label']}"} for r in numbers]
+    plain, strings = (
+        load_probe(Probe("sst2", jsonl(tmp_path / f"{name}.jsonl", records), shots=2))
+        for name, records in (("numbers", numbers), ("quoted", quoted))
+    )
+    assert plain.rows == strings.rows and plain.shown == strings.shown
+    with pytest.raises(InputError, match=r"expected a label of task 'sst2'.*got '7'"):
+        load_probe(Probe("sst2", jsonl(tmp_path / "bad.jsonl", [*numbers, {"sentence": "a", "label": "7"}])))
+
+
+def pairs(labels: list[object]) -> list[dict[str, object]]:
+    return [{"premise": f"It is {i}.", "hypothesis": f"{i} it is.", "label": label} for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["0", "1"], ["entailment", "not_entailment"]])
+def test_two_class_entailment_is_sent_to_rte(tmp_path: Path, labels: list[object]) -> None:
+    source = jsonl(tmp_path / "nli.jsonl", pairs(labels * 12))
+    with pytest.raises(InputError, match=r"'label'.*data of two classes is task 'rte'") as error:
+        load_probe(Probe("nli", source, pool=4))
+    assert "\n" not in str(error.value) and "nli.jsonl" in str(error.value)
+    assert len(load_probe(Probe("rte", source, pool=4)).rows) == 20
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["entailment", "neutral"], [0, "neutral", 0]])
+def test_three_class_entailment_is_not(tmp_path: Path, labels: list[object]) -> None:
+    assert len(load_probe(Probe("nli", jsonl(tmp_path / "nli.jsonl", pairs(labels * 8)), pool=2)).rows) > 0
+
+
+REVIEW = TaskDescription(
+    "review",
+    "Review : {sentence}\nSentiment : ",
+    ["negative", ["positive", "good"]],
+    [[0, "negative"], [1, "positive"]],
+)
+
+
+def test_a_described_task_is_one_of_the_table(tmp_path: Path) -> None:
+    task, known = REVIEW.task(), TASKS["sst2"]
+    assert (task.prompt, task.values, task.classes, task.main) == (known.prompt, known.values, 2, "accuracy")
+    source = jsonl(tmp_path / "reviews.jsonl", sentiment(60))
+    found, table = (
+        load_probe(Probe(t, source, pool=8, shots=4, seed=3)) for t in (REVIEW, replace(REVIEW, name="sst2"))
+    )
+    assert found.probe.title == "review" and len(found.rows) == 52
+    assert table.rows == load_probe(Probe("sst2", source, pool=8, shots=4, seed=3)).rows  # drawn by seed and name
+    assert answer_of(task, " Good.") == 1
+    bare = replace(REVIEW, labels=None).task()
+    assert [bare.class_of(label) for label in (0, "1", "good", "negative", 2, True)] == [0, 1, 1, 0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": " "}, ("task.name", "give one")),
+        ({"prompt": "Sentiment:"}, ("task.prompt", "at least one field in braces", "write {field}")),
+        ({"prompt": "Review: {sentence"}, ("task.prompt", "fields in braces")),
+        ({"prompt": "{} is"}, ("task.prompt", "got '{}'")),
+        ({"prompt": "{a.b}"}, ("task.prompt", "got '{a.b}'")),
+        ({"prompt": "{a:>9}"}, ("task.prompt", "got '{a:>9}'")),
+        ({"prompt": "{sentence} {label}"}, ("task.prompt", "without its answer")),
+        ({"words": ["one"]}, ("task.words", "two classes or more")),
+        ({"words": ["one", []]}, ("task.words", "at least one value per class")),
+        ({"words": [False, True]}, ("task.words", "got False", "in quotes")),
+        ({"words": ["one", " "]}, ("task.words", "expected texts")),
+        ({"words": ["yes", ["no", "Yes"]]}, ("task.words", "tell the classes apart", "got 'yes'")),
+        ({"labels": [0, 1, 2]}, ("task.labels", "each of the 2 classes", "as many labels as words")),
+        ({"labels": [0, [1, "0"]]}, ("task.labels", "tell the classes apart", "got 0")),
+        ({"labels": [0, True]}, ("task.labels", "numbers or texts", "got True")),
+        ({"words": ["1", "2"], "labels": None}, ("task.labels", "tell the classes apart", "got 1")),
+        ({"main": "recall"}, ("task.main", "accuracy, f1, mcc", "'recall'")),
+    ],
+)
+def test_bad_descriptions_are_named(changes: dict[str, object], told: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as error:
+        replace(REVIEW, **changes).task()  # type: ignore[arg-type]
+    assert all(word in str(error.value) for word in told), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_described_task_needs_data_of_its_own() -> None:
+    for source, told in (("atlas", "give a .jsonl file"), ("datasets", "probes.review.task.source")):
+        with pytest.raises(InputError, match=told):
+            load_probe(Probe(REVIEW, source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from editkit.atlas.builtin import BuiltIn
 from editkit.data.facts import Fact
-from editkit.data.probes import Probe, load_probe
+from editkit.data.fitting import fits, fitted
+from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.probes import Probe, ProbeRow, ProbeSet, load_probe
 from editkit.data.rows import TextRow, evaluation_rows, generation_rows
+from editkit.data.tasks import TASKS
 from editkit.evaluation.evaluator import EditResult, Evaluator, in_order
 from editkit.evaluation.protocol import Protocol, words
 from editkit.evaluation.records import from_record, to_record
@@ -170,6 +175,18 @@ def test_probes_are_answered(atlas: tuple[PreTrainedModel, PreTrainedTokenizerBa
         assert (result.answer is None) == (scored == "likelihood")
 
 
+@pytest.mark.parametrize("scored", ["likelihood", "generation", "both"])
+def test_a_probe_knows_what_will_fit(
+    atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch, scored: str
+) -> None:
+    probe = load_probe(Probe("mrpc", examples=30, shots=2, scored=scored))  # type: ignore[arg-type]
+    lengths = sorted(len(atlas[1](row.prompt)["input_ids"]) for row in probe.rows)
+    subject = Evaluator(EditableModel(atlas[0]), atlas[1], Protocol(), [probe])
+    monkeypatch.setattr(EditableModel, "context", lengths[15] + 5)
+    expected = [result.fits for result in subject.answers(probe.rows)]
+    assert fits(probe, atlas[1], lengths[15] + 5) == expected and len(set(expected)) == 2
+
+
 def test_rows_that_do_not_fit_are_counted(subject: Evaluator) -> None:
     long = Fact("Paris", "{} " + "is a city in a city " * 40, "English", "French", fact_id="long",
                 generation_prompts=("{} is " * 80,))  # fmt: skip
@@ -180,6 +197,30 @@ def test_rows_that_do_not_fit_are_counted(subject: Evaluator) -> None:
     scores.update(results)
     expected.update(results[:3])
     assert scores.skipped == 2 and scores.results(intervals=False) == expected.results(intervals=False)
+
+
+def test_long_texts_bring_no_warning_of_the_tokenizer_s(
+    build_model: Callable[..., PreTrainedModel], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's own says that indexing errors follow, once in its life, and not of which text."""
+    tokenizer = AutoTokenizer.from_pretrained(BuiltIn.model, model_max_length=16)  # a new one: it warns only once
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = EditableModel(build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=16))
+    fact = replace(FACTS[0], generation_prompts=("{} is " * 9,), paraphrase_prompts=("{} is a city " * 9,))
+    sentences = [{"sentence": "it is so " * 9 + str(i), "label": i % 2} for i in range(4)]
+    examples = [TASKS["sst2"].read(record, "here") for record in sentences]
+    rows = [ProbeRow(0, i, *example) for i, example in enumerate(examples)]
+    probe = ProbeSet(Probe("sst2", scored="both", shots=1), TASKS["sst2"], rows, "", tuple(examples))
+    source = HeldOutText(max_length=16, num_tokens=64)
+    subject = Evaluator(
+        model, tokenizer, replace(Protocol(), entropy_over="text", length_counts="continuation"), [probe]
+    )
+    results = [*subject.edits(evaluation_rows([fact], [0])), *subject.generations(generation_rows([fact], [0]))]
+    results += [*subject.answers(fitted(probe, tokenizer, 16).rows), *subject.texts(text_rows(source, tokenizer, 16))]
+    assert sum(not r.fits for r in results) >= 6
+    assert not [r.getMessage() for r in caplog.records if "indexing errors" in r.getMessage()]
+    tokenizer("it is so " * 9)
+    assert [r for r in caplog.records if "indexing errors" in r.getMessage()]  # else nothing was tested here
 
 
 def test_results_survive_the_records(atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:

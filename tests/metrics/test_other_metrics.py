@@ -94,7 +94,7 @@ def test_protocols() -> None:
     assert {name: p.name for name, p in PROTOCOLS.items()} == {name: name for name in PROTOCOLS}
     assert Protocol.of("public").entropy_over == "text"
     assert Protocol.of(Protocol(top_k=1)).about()["name"] == "own"
-    with pytest.raises(InputError, match="expected one of paper, public, easyedit"):
+    with pytest.raises(InputError, match="expected one of paper, public, rome, easyedit"):
         Protocol.of("papre")
     assert cut("It's so.", [5, 6], "words") == ["It", "'", "s", "so", "."]
     assert cut("It's so.", [5, 6], "whitespace") == ["It's", "so."]

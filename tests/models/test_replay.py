@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from editkit.models.editable import EditableModel, hidden_of, orient, with_hidden
+from editkit.models.editable import EditableModel, hidden_of, orient
 from editkit.models.prefixes import run_prefixes
 from editkit.models.replay import Replay
 
@@ -23,10 +23,10 @@ NOT_ADDED = {
 }
 
 
-def test_replay_equals_full_forward(build_model: Build, family_name: str) -> None:
+@pytest.mark.parametrize("layer", [0, 1, 2])  # of three: nothing is left to be replayed above the last
+def test_replay_equals_full_forward(build_model: Build, family_name: str, layer: int) -> None:
     model = build_model(family_name)
     editable = EditableModel(model)
-    layer = 1
     projection = editable.projection(layer)
     assert orient(projection, projection.weight).shape[0] == 32
     rows = [[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16, 17, 18, 19, 20], [5, 6, 7, 21, 22]]
@@ -43,7 +43,7 @@ def test_replay_equals_full_forward(build_model: Build, family_name: str) -> Non
         def add(module: object, inputs: object, output: object, r: int = r) -> object:
             hidden = hidden_of(output).clone()
             hidden[0, lookup[r]] += offset[r]
-            return with_hidden(output, hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         hook = editable.blocks[layer].register_forward_hook(add)
         ids = torch.tensor([rows[r]])
@@ -57,13 +57,14 @@ def test_replay_equals_full_forward(build_model: Build, family_name: str) -> Non
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_some_rows_of_a_replay_equal_a_replay_of_them(build_model: Build, family_name: str) -> None:
+@pytest.mark.parametrize("layer", [1, 2])
+def test_some_rows_of_a_replay_equal_a_replay_of_them(build_model: Build, family_name: str, layer: int) -> None:
     editable = EditableModel(build_model(family_name))
     rows = [[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16, 17, 18, 19, 20], [5, 6, 7, 21, 22], [5, 6, 7, 23]]
     lookup = [6, 0, 2, 3, 2]
     chosen = [4, 1, 0]
-    some = Replay(editable, rows, lookup, 1, 0).select(torch.tensor(chosen))
-    fresh = Replay(editable, [rows[i] for i in chosen], [lookup[i] for i in chosen], 1, 0)
+    some = Replay(editable, rows, lookup, layer, 0).select(torch.tensor(chosen))
+    fresh = Replay(editable, [rows[i] for i in chosen], [lookup[i] for i in chosen], layer, 0)
     torch.testing.assert_close(some.start, fresh.start, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(some.keys, fresh.keys, rtol=1e-5, atol=1e-6)
     row, place = torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1])

@@ -6,14 +6,15 @@ import contextlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from editkit.editors.closed_form.editor import ValueVectors
-from editkit.editors.closed_form.search import Group
+from editkit.editors.closed_form.search import Group, SearchTotals
+from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.utils.distributed import place
 from editkit.utils.files import atomic_write, digest
 
@@ -22,45 +23,57 @@ class ValueCheckpoint:
     """One file per training step and process, beside the ledger's batches; removed once their batch is done.
 
     Args:
-        folder: the ledger's folder.
+        folder: the ledger's folder; None keeps nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "found"
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = None if folder is None else folder / "found"
 
-    def write(self, batch: int, step: int, groups: Sequence[Group], found: ValueVectors) -> None:
-        """Keep what the latest step found, ``groups``, from the end of ``found``."""
-        tensors = {"keys": found.keys[-1].cpu(), "values": found.values[-1].cpu()}
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        totals = {"facts": found.facts, "loss": found.loss, "probability": found.probability}
-        metadata = {"groups": _digest(groups), "totals": json.dumps(totals)}
-        atomic_write(self._file(batch, step), lambda part: save_file(tensors, part, metadata), "edits")
+    def write(self, batch: int, step: int, vectors: ValueVectors, totals: SearchTotals) -> None:
+        """Keep what a step found, and the totals of the batch after it."""
+        if self._folder is None:
+            return
+        tensors = {"keys": vectors.keys.cpu().contiguous(), "values": vectors.values.cpu().contiguous()}
+        metadata = {"groups": _digest(vectors.groups), "totals": json.dumps(asdict(totals))}
+        atomic_write(self._file(self._folder, batch, step), lambda part: save_file(tensors, part, metadata), "edits")
 
-    def read(self, batch: int, step: int, groups: Sequence[Group], found: ValueVectors, device: torch.device) -> bool:
-        """Append what a step found to ``found``; False, and nothing done, where there is no such file."""
+    def read(
+        self, batch: int, step: int, groups: Sequence[Group], device: torch.device
+    ) -> tuple[ValueVectors, SearchTotals] | None:
+        """What a step found for these groups, or None where that is not known."""
+        if self._folder is None:
+            return None
         try:
-            with safe_open(self._file(batch, step), framework="pt") as content:
+            with safe_open(self._file(self._folder, batch, step), framework="pt") as content:
                 metadata = content.metadata()
                 if metadata["groups"] != _digest(groups):
-                    return False
+                    return None
                 keys, values = content.get_tensor("keys"), content.get_tensor("values")
-                totals = json.loads(metadata["totals"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return False
-        found.groups += groups
-        found.keys.append(keys.to(device))
-        found.values.append(values.to(device))
-        found.facts, found.loss, found.probability = totals["facts"], totals["loss"], totals["probability"]
-        return True
+                totals = SearchTotals(**json.loads(metadata["totals"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        return ValueVectors(tuple(groups), keys.to(device), values.to(device)), totals
+
+    def remove(self, batch: int) -> None:
+        """Forget what this process kept of a batch."""
+        if self._folder is not None:
+            for file in self._folder.glob(f"batch_{batch:05d}.*.{_process()}.safetensors"):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def clear(self) -> None:
-        """Forget all steps."""
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._folder)
+        """Forget everything, once the run is done."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _file(self, batch: int, step: int) -> Path:
-        rank, world = place()
-        return self._folder / f"batch_{batch:05d}.step_{step:05d}.process_{rank}_of_{world}.safetensors"
+    @staticmethod
+    def _file(folder: Path, batch: int, step: int) -> Path:
+        return folder / f"batch_{batch:05d}.step_{step:05d}.{_process()}.safetensors"
+
+
+def _process() -> str:
+    rank, world = place()
+    return f"process_{rank}_of_{world}"
 
 
 def _digest(groups: Sequence[Group]) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
-from torch import Tensor
 from typing_extensions import override
 
-from editkit.editors.closed_form.editor import Editor
-from editkit.functional import FactoredSecondMoment, LowRankDelta, emmet_update
+from editkit.editors.closed_form.editor import ClosedFormEditor
+from editkit.editors.closed_form.layers import LayerProblem
+from editkit.functional import LowRankDelta, emmet_update
 
 
-class EMMET(Editor):
+class EMMET(ClosedFormEditor):
     """Equality-constrained Mass Model Editing in a Transformer (Gupta et al. 2024, eq. 10).
 
     Args:
         ridge: α added to the diagonal of D = Kᵀ(wC)⁻¹K, in its units; 0 meets every fact exactly. "auto" chooses by
             the score S on as many other facts, along the whole path of ridges (``closed_form.tuning``).
         preservation_weight: w on the second moment C; only ridge · preservation_weight matters.
-        kwargs: see ``Editor``.
+        kwargs: see ``ClosedFormEditor``.
     """
 
     def __init__(
@@ -31,20 +29,16 @@ class EMMET(Editor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.ridge = math.nan if ridge == "auto" else float(ridge)
-        self.preservation_weight = preservation_weight
+        self.ridge, self.preservation_weight = ridge, preservation_weight
 
     @property
     @override
-    def rho(self) -> float:
-        return self.ridge * self.preservation_weight
+    def ridge_setting(self) -> float | Literal["auto"]:
+        return "auto" if self.ridge == "auto" else self.ridge * self.preservation_weight
 
     @override
-    def choose_rho(self, rho: float) -> None:
-        self.ridge = rho / self.preservation_weight
-
-    @override
-    def solve(
-        self, keys: Tensor, residuals: Tensor, moment: FactoredSecondMoment, names: Sequence[str]
-    ) -> LowRankDelta:
-        return emmet_update(keys, residuals, moment, self.ridge, self.preservation_weight, names)
+    def solve(self, problem: LayerProblem) -> LowRankDelta:
+        ridge = self.rho / self.preservation_weight if self.ridge == "auto" else self.ridge
+        return emmet_update(
+            problem.keys, problem.residuals, problem.second_moment, ridge, self.preservation_weight, problem.names
+        )

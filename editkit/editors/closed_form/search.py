@@ -58,6 +58,21 @@ class ValueSearch:
 
 
 @dataclass(frozen=True)
+class SearchTotals:
+    """How far the search in a batch of edits is.
+
+    Attributes:
+        facts: facts that are done.
+        loss: sum of their last losses (nats).
+        probability: sum of their new targets' last probabilities.
+    """
+
+    facts: int = 0
+    loss: float = 0.0
+    probability: float = 0.0
+
+
+@dataclass(frozen=True)
 class GroupRows:
     """The tokens of one group.
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from rich.progress import Progress
 
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
-from editkit.data.rows import EvaluationRow
-from editkit.editors.closed_form.editor import Editor, ValueVectors
-from editkit.edits import WeightSnapshot, apply_delta, stored
-from editkit.evaluation.evaluator import Evaluator
-from editkit.evaluation.scores import FactScores
-from editkit.functional import Delta, FactoredSecondMoment, preservation_memorization_update, ridge_path
+from editkit.data.plan import RunPlan, Tuning
+from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
+from editkit.editors.closed_form.search import Group, SearchTotals
+from editkit.editors.closed_form.searcher import Progress as SearchProgress
+from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.edits import AppliedEdits
+from editkit.functional import Delta, preservation_memorization_update, ridge_path
 from editkit.functional.scores import harmonic_mean
 from editkit.utils.distributed import broadcast_object, gather, place
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
+
+#: from groups, the totals so far and what is told of the progress, to value vectors and the totals after them
+FindValues = Callable[[Sequence[Group], SearchTotals, SearchProgress], tuple[ValueVectors, SearchTotals]]
 
 RIDGES, FINER = 10, 4  # on the whole path, and then between the neighbours of the best of these
 STEP = 256  # facts handed to the search at a time
-ROWS = 512  # scored at a time
 
 
 @dataclass(frozen=True)
@@ -45,67 +50,72 @@ class PathPoint:
         return {"rho": self.rho, **self.scores, "norm": self.norm}
 
 
+def choose_ridge(find: FindValues, solver: LayerSolver, plan: RunPlan) -> dict[str, Any]:
+    """Choose ρ by the score S on the plan's tuning facts, or take the one that an interrupted run has chosen.
+
+    Args:
+        find: finds value vectors.
+        solver: goes through the edited layers of the unedited model.
+        plan: the run's.
+
+    Returns:
+        "rho", and "ridge_path": a row for each ridge that was tried (JSON values).
+    """
+    if "ridge_path" in plan.findings:
+        return {name: plan.findings[name] for name in ("rho", "ridge_path")}
+    points = score_path(find, solver, plan.tuning, plan.progress and place()[0] == 0)
+    return {"rho": best(points).rho, "ridge_path": [point.row() for point in points]}
+
+
 @torch.no_grad()
-def score_path(
-    editor: Editor,
-    moments: dict[int, FactoredSecondMoment],
-    facts: Sequence[Fact],
-    rows: Sequence[EvaluationRow],
-    progress: bool = False,
-) -> list[PathPoint]:
+def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, progress: bool = False) -> list[PathPoint]:
     """Edit the tuning facts with every ridge of the path, score each, and put the weights back.
 
     The value vectors are found once. The first layer's updates come from one eigendecomposition; the later layers' of
     a spread depend on those before them and are solved one by one.
 
     Args:
-        editor: configured, on the unedited model.
-        moments: block to factored second moment.
-        facts: as many as a batch of edits has; of several processes, each searches its share.
-        rows: prompts of these facts.
+        find: finds value vectors.
+        solver: goes through the edited layers of the unedited model.
+        tuning: facts, as many as a batch of edits has, and the rows to score by; of several processes, each searches
+            its share of the facts.
         progress: show a progress bar.
 
     Raises:
-        InputError: there are no rows to score by.
+        InputError: there are no rows to score by, or nothing that scores them.
     """
-    if not rows:
+    if tuning is None or not tuning.rows or tuning.score is None:
         raise InputError(
             "ridge: 'auto' chooses by scores, but none of the tuning facts has a target_true and prompts that are not "
             "reported; give a number, or more facts"
         )
-    layers = editor.edited_layers
-    before = WeightSnapshot(editor.editable, layers)
-    points = []
-    with shown(progress) as bar:
-        _find(editor, facts, bar)
-        groups, keys = editor.found.groups, torch.cat(editor.found.keys, 1)
-        values = torch.cat(editor.found.values, 1)
-        share = [editor.spread.share(len(layers) - i) for i in range(len(layers))]
-        first = ridge_path(keys, (values - editor.states(groups)) * share[0], moments[layers[0]])
+    points: list[PathPoint] = []
+    applied = AppliedEdits(solver.model)
+    with progress_bar(shown=progress) as bar:
+        vectors = _find(find, tuning.facts, bar).to(solver.model.device)
+        first = solver.problem(vectors, 0)
+        path = ridge_path(first.keys, first.residuals, first.second_moment)
+
+        def solve(problem: LayerProblem, rho: float) -> Delta:
+            if problem is first:
+                return path.delta(rho)
+            return preservation_memorization_update(problem.keys, problem.residuals, problem.second_moment, rho)
+
         task = bar.add_task("ridge: scores", total=RIDGES + FINER)
-        waiting = first.grid(RIDGES)
-        try:
-            while waiting:
-                rho = waiting.pop(0)
-                deltas: list[Delta] = []
-                for i, layer in enumerate(layers):
-                    if i == 0:
-                        made: Delta = first.delta(rho)
-                    else:
-                        residuals = (values - editor.states(groups)) * share[i]
-                        keys = editor.keys(groups, layer)
-                        made = preservation_memorization_update(keys, residuals, moments[layer], rho)
-                    deltas.append(stored(made))
-                    apply_delta(editor.editable, layer, deltas[-1])
-                norm = sum(delta.norm() ** 2 for delta in deltas) ** 0.5
-                points.append(PathPoint(rho, _scores(editor, rows), norm))
-                before.restore()
-                bar.advance(task)
-                if len(points) == RIDGES:
-                    waiting = _between_neighbors([point.rho for point in points], best(points).rho)
-        finally:
-            before.restore()
-            editor.found = ValueVectors()
+        waiting = path.grid(RIDGES)
+        while waiting:
+            rho = waiting.pop(0)
+            solved = solver.solve(vectors, partial(solve, rho=rho), first)
+            try:
+                applied.apply(solved.edit(solver.model))
+                scores = tuning.score(tuning.rows)
+            finally:
+                applied.restore()
+            norm = sum(delta.norm() ** 2 for delta in solved.deltas.values()) ** 0.5
+            points.append(PathPoint(rho, {**scores, "S": _harmonic(scores)}, norm))
+            bar.advance(task)
+            if len(points) == RIDGES:
+                waiting = _between_neighbors([point.rho for point in points], best(points).rho)
     return broadcast_object(sorted(points, key=lambda point: point.rho))
 
 
@@ -123,35 +133,23 @@ def _between_neighbors(grid: Sequence[float], chosen: float) -> list[float]:
     return [low * (high / low) ** (i / steps) for i in range(1, steps) if i != middle]
 
 
-def _find(editor: Editor, facts: Sequence[Fact], bar: Progress) -> None:
-    """Value vectors of all tuning facts, in ``editor.found``, on every process."""
+def _find(find: FindValues, facts: Sequence[Fact], bar: Progress) -> ValueVectors:
+    """Value vectors of all tuning facts, on every process."""
     rank, world = place()
-    groups = group_by_key(facts)
-    mine = groups[rank::world]
+    mine = group_by_key(facts)[rank::world]
     task = bar.add_task("ridge: values", total=sum(len(group) for group in mine))
-    told, editor.found = editor.progress, ValueVectors()
-    editor.progress = lambda done, loss, probability: bar.update(task, completed=done)
-    try:
-        with torch.enable_grad():
-            for start in range(0, len(mine), STEP):
-                editor.find_values(mine[start : start + STEP])
-    finally:
-        editor.progress = told
-    if world > 1:
-        editor.found = ValueVectors.together(gather(editor.found.on_cpu()), editor.editable.device)
+    parts: list[ValueVectors] = []
+    totals = SearchTotals()
+    for start in range(0, len(mine), STEP):
+        found, totals = find(
+            mine[start : start + STEP], totals, lambda done, loss, probability: bar.update(task, completed=done)
+        )
+        parts.append(found)
+    together = ValueVectors.cat(parts) if parts else None
+    if world == 1 and together is not None:
+        return together
+    return ValueVectors.deal_in(gather(together and together.to("cpu")))
 
 
-def _scores(editor: Editor, rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    bundle, subject = FactScores(), Evaluator(editor.editable, editor.tokenizer, editor.protocol)
-    for start in range(0, len(rows), ROWS):
-        bundle.update(subject.edits(rows[start : start + ROWS]))
-    found = {name: r["mean"] for name, r in bundle.results(intervals=False).items() if name in ("ES", "PS", "NS")}
-    found["S"] = float(harmonic_mean(torch.tensor(list(found.values()))))
-    return found
-
-
-@contextmanager
-def shown(progress: bool) -> Iterator[Progress]:
-    """A rich progress bar that leaves nothing behind."""
-    with Progress(transient=True, disable=not progress) as bar:
-        yield bar
+def _harmonic(scores: Mapping[str, float]) -> float:
+    return float(harmonic_mean(torch.tensor(list(scores.values()))))

@@ -1,0 +1,1 @@
+"""The run: its folder, and how one that was interrupted goes on."""

@@ -1,0 +1,70 @@
+"""Whether a ledger was begun by the run that is to go on with it: versions may differ, anything else is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from editkit import Edits, Fact, InputError
+from editkit.data.plan import RunPlan
+from editkit.edits import EditBatch, WeightEdit
+from editkit.edits.same_run import check_same_run
+
+FACTS = tuple(Fact(f"S{n}", "{} is", "x", fact_id=str(n)) for n in range(5))
+ABOUT: dict[str, Any] = {
+    "editor": "editkit.EMMET", "hyperparameters": {"ridge": 1.0, "layers": (0, 1)}, "layers": [0, 1],
+    "versions": {"torch": "2.6"},
+}  # fmt: skip
+
+
+def begun(**changes: Any) -> Edits:
+    batches = [EditBatch(FACTS[:2], WeightEdit()), EditBatch(FACTS[2:3], WeightEdit(notes={"dropped": ["3"]}))]
+    return replace(Edits(batches, True, "fingerprint", {**ABOUT, "undone": []}), **changes)
+
+
+PLAN = RunPlan(FACTS, 2, sequential=True)
+
+
+def test_the_same_run_goes_on() -> None:
+    check_same_run(begun(), "fingerprint", ABOUT, PLAN)
+    # as it stands in a file, where tuples are lists and nothing was dropped
+    read = {**ABOUT, "hyperparameters": {"layers": [0, 1], "ridge": 1.0}}
+    check_same_run(begun(about=read), "fingerprint", ABOUT, PLAN)
+    check_same_run(begun(), "fingerprint", {**ABOUT, "versions": {"torch": "3.0"}}, PLAN)
+    check_same_run(begun(batches=[]), "fingerprint", ABOUT, PLAN)  # no batch is made yet
+
+
+def test_facts_count_in_any_order_and_with_those_dropped() -> None:
+    order = begun(batches=[EditBatch(FACTS[1::-1], WeightEdit())])
+    check_same_run(order, "fingerprint", ABOUT, PLAN)
+    with pytest.raises(InputError, match=r"data \(facts of batch 1\) differs"):
+        check_same_run(begun(), "fingerprint", ABOUT, replace(PLAN, facts=(*FACTS[:3], FACTS[4], FACTS[3])))
+
+
+@pytest.mark.parametrize(
+    ("edits", "fingerprint", "about", "plan", "told"),
+    [
+        ({}, "another", {}, {}, "model.lm differs: .*fingerprint.* in the ledger, .*another.* now"),
+        (
+            {"sequential": False},
+            "fingerprint",
+            {},
+            {},
+            "weight_update.mode differs: .*false.* in the ledger, .*true.* now",
+        ),
+        ({}, "fingerprint", {"editor": "my.Own"}, {}, r"model \(editor\) differs"),
+        ({}, "fingerprint", {"hyperparameters": {"ridge": 2.0}}, {}, r"model \(hyperparameters\) differs"),
+        ({}, "fingerprint", {"templates": [["{}"]]}, {}, r"model \(templates\) differs: .*null.* in the ledger"),
+        ({}, "fingerprint", {}, {"batch_size": 3}, r"data \(facts of batch 0\) differs"),
+        ({}, "fingerprint", {}, {"facts": FACTS[1:]}, r"data \(facts of batch 0\) differs"),
+    ],
+)
+def test_the_first_difference_is_named(
+    edits: dict[str, Any], fingerprint: str, about: dict[str, Any], plan: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        check_same_run(begun(**edits), fingerprint, {**ABOUT, **about}, replace(PLAN, **plan))
+    assert str(caught.value).startswith("run_dir: expected a run with the same settings")
+    assert "\n" not in str(caught.value)

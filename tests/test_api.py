@@ -1,0 +1,252 @@
+"""``editkit.edit``: a model already in memory is edited in place, and taken back bit for bit, batch by batch too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+import editkit
+from editkit.atlas.world import load_world
+from editkit.data.facts import Fact
+from editkit.data.module import FactsDataModule
+from editkit.editors import EMMET, MEMIT, ClosedFormEditor, LayerProblem, ValueSearch
+from editkit.edits import WeightEdit
+from editkit.functional import DenseDelta, LowRankDelta
+from editkit.utils.errors import InputError
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+QUICK = {"num_steps": 6}
+BARE = [["{}"]]
+WEIGHT = "transformer.h.1.mlp.c_proj.weight"
+
+
+def facts(count: int = 6) -> list[Fact]:
+    module = FactsDataModule(num_facts=count)
+    module.setup()
+    return module.selected
+
+
+def weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def quiet_edit(
+    loaded: Loaded, editor: ClosedFormEditor, moments: Path, given: Sequence[Fact] | None = None, **kwargs: Any
+) -> editkit.EditedModel:
+    editor.second_moment.num_tokens = 8000
+    options = {"progress": False, "evaluate": False, "second_moment": moments, **kwargs}
+    return editkit.edit(*loaded, given or facts(), editor, **options)
+
+
+def batches_of_two(
+    atlas: Loaded, moments: Path, given: list[Fact], mode: str = "sequential", **options: Any
+) -> editkit.EditedModel:
+    editor = EMMET(layers=[1], values=ValueSearch(**QUICK), **options)
+    return quiet_edit(atlas, editor, moments, given, batch_size=2, mode=mode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_undo_is_bit_exact(atlas: Loaded, dtype: torch.dtype) -> None:
+    model = atlas[0].to(dtype)
+    before = weights(model)
+    editor = EMMET(
+        layers=[1],
+        values=ValueSearch(context_templates=BARE, num_steps=3),
+        second_moment=editkit.SecondMomentSource(num_tokens=2000),
+    )
+    with editkit.edit(model, atlas[1], facts(2), editor, progress=False, evaluate=False) as edited:
+        assert not same(edited.model, before)
+    assert same(model, before)
+
+
+def test_ledger_round_trip_is_bit_exact(atlas: Loaded, moments: Path, tmp_path: Path) -> None:
+    before = weights(atlas[0])
+    edited = batches_of_two(atlas, moments, facts(4))
+    after = weights(atlas[0])
+    edited.save(tmp_path / "edits")
+    edited.undo()
+    assert same(atlas[0], before)
+    loaded = editkit.load_edits(tmp_path / "edits")
+    loaded.apply(atlas[0])
+    assert same(atlas[0], after)
+    assert loaded.batches[0].facts == edited.edits.batches[0].facts
+    again = editkit.load_edits(tmp_path / "edits")
+    with pytest.raises(InputError, match="fingerprint"):
+        again.apply(atlas[0])  # already edited
+    with pytest.raises(InputError, match="act on it already"):
+        loaded.apply(atlas[0])
+
+
+def test_an_exception_leaves_the_model_as_it_was(atlas: Loaded, moments: Path) -> None:
+    before = weights(atlas[0])
+    third = facts(4)[2].subject
+    inside: list[bool] = []
+
+    class Broken(EMMET):
+        @override
+        def solve(self, problem: LayerProblem) -> LowRankDelta:
+            if third in problem.names:
+                inside.append(same(atlas[0], before))
+                raise KeyboardInterrupt
+            return super().solve(problem)
+
+    atlas[0].train()
+    with pytest.raises(KeyboardInterrupt):
+        quiet_edit(atlas, Broken(layers=[1], values=ValueSearch(**QUICK)), moments, facts(4), batch_size=2)
+    assert inside == [False]  # the first batch acted by then
+    assert same(atlas[0], before)
+    assert atlas[0].training
+
+
+def test_one_batch_is_undone_and_the_later_ones_made_again(atlas: Loaded, moments: Path) -> None:
+    given, before = facts(6), weights(atlas[0])
+    batches_of_two(atlas, moments, given[:2] + given[4:])
+    never_made = weights(atlas[0])
+    for name, parameter in atlas[0].named_parameters():
+        parameter.data.copy_(before[name])
+    edited = batches_of_two(atlas, moments, given)
+    edited.undo(batch=1, recompute=True)
+    assert same(atlas[0], never_made)
+    assert edited.facts == given[:2] + given[4:]
+    assert edited.edits.about["undone"] == [{"batch": 1, "as_if_never_made": True}]
+    edited.undo()
+    assert same(atlas[0], before)
+
+
+def test_batches_made_again_preserve_the_keys_of_those_that_stay(atlas: Loaded, moments: Path) -> None:
+    """What the editor gathered of the batch that is undone is forgotten; of those before it, it is not."""
+    given = facts(8)
+    options: dict[str, Any] = {"ridge": 1.0, "earlier_keys": "auto"}
+    expected = batches_of_two(atlas, moments, given[:2] + given[4:], **options)
+    never_made = weights(atlas[0])
+    expected.undo()
+    edited = batches_of_two(atlas, moments, given, **options)
+    edited.undo(batch=1, recompute=True)
+    assert same(atlas[0], never_made)
+    assert [b.facts for b in edited.edits.batches] == [b.facts for b in expected.edits.batches]
+
+
+def test_one_batch_is_taken_out_of_sequential_ones_and_the_difference_told(atlas: Loaded, moments: Path) -> None:
+    given = facts(6)
+    edited = batches_of_two(atlas, moments, given)
+    with pytest.warns(UserWarning, match="not as if it had never been made: the 1 later"):
+        edited.undo(batch=1)
+    deltas = [b.edit.weight_changes()[WEIGHT].dense().double() for b in edited.edits.batches]
+    assert len(deltas) == 2
+    now = atlas[0].transformer.h[1].mlp.c_proj.weight.double()
+    edited.undo()
+    change = (now - atlas[0].transformer.h[1].mlp.c_proj.weight.double()).T
+    torch.testing.assert_close(change, deltas[0] + deltas[1], rtol=1e-4, atol=1e-6)
+
+
+def test_undoing_the_last_batch_is_exact(atlas: Loaded, moments: Path) -> None:
+    given, before = facts(4), weights(atlas[0])
+    first = batches_of_two(atlas, moments, given[:2])
+    after_first = weights(atlas[0])
+    first.undo()
+    edited = batches_of_two(atlas, moments, given)
+    edited.undo(batch=1)
+    assert same(atlas[0], after_first)
+    edited.undo()
+    apart = batches_of_two(atlas, moments, given, mode="independent")
+    stands = weights(atlas[0])
+    apart.undo(batch=0)  # whose weights are not those that stand
+    assert same(atlas[0], stands)
+    apart.undo(batch=0)
+    assert same(atlas[0], before)
+    with pytest.raises(InputError, match="batch"):
+        apart.undo(batch=0)
+
+
+def test_two_editors_on_two_models_do_not_disturb_each_other(atlas: Loaded, moments: Path, tmp_path: Path) -> None:
+    other = editkit.load_language_model("atlas")
+    alone = batches_of_two(atlas, moments, facts(4))
+    expected = weights(atlas[0])
+    alone.undo()
+    before = weights(other[0])
+    one = batches_of_two(atlas, moments, facts(4))
+    two = quiet_edit(other, MEMIT(layers=[2], values=ValueSearch(**QUICK)), tmp_path / "two", facts(2))
+    assert same(atlas[0], expected)
+    one.undo()
+    assert not same(other[0], before)
+    two.undo()
+    assert same(other[0], before)
+
+
+def test_offloaded_weights_are_refused(atlas: Loaded) -> None:
+    model = AutoModelForCausalLM.from_config(atlas[0].config).to("meta")
+    with pytest.raises(InputError, match="offloaded"):
+        editkit.edit(model, atlas[1], facts(1))
+
+
+def test_a_model_in_train_mode_is_edited_in_evaluation_mode_and_put_back(atlas: Loaded, moments: Path) -> None:
+    atlas[0].train().requires_grad_(True)
+    inside: list[bool] = []
+
+    class Watching(EMMET):
+        @override
+        def solve(self, problem: LayerProblem) -> LowRankDelta:
+            inside.append(atlas[0].training)
+            return super().solve(problem)
+
+    quiet_edit(atlas, Watching(layers=[1], values=ValueSearch(**QUICK)), moments, facts(1))
+    assert inside == [False]
+    assert atlas[0].training
+    assert all(p.requires_grad for p in atlas[0].parameters())
+
+
+def test_an_editor_that_preserves_no_keys_takes_no_second_moment(atlas: Loaded, tmp_path: Path) -> None:
+    class Bias(editkit.Editor):
+        @override
+        def edit(self, batch: Sequence[Fact]) -> WeightEdit:
+            return WeightEdit(deltas={"transformer.ln_f.bias": DenseDelta(torch.ones(256))})
+
+    before = weights(atlas[0])
+    with pytest.raises(InputError, match="second_moment: Bias preserves no keys"):
+        editkit.edit(*atlas, facts(1), Bias(), second_moment=tmp_path)
+    assert same(atlas[0], before)
+    with editkit.edit(*atlas, facts(3), Bias(), progress=False) as edited:
+        assert [len(b.facts) for b in edited.edits.batches] == [3]
+        assert torch.equal(atlas[0].transformer.ln_f.bias, before["transformer.ln_f.bias"] + 1)
+        assert {"before", "after"} <= set(edited.report())
+    assert same(atlas[0], before)
+
+
+def test_the_report_is_of_the_facts_given(atlas: Loaded, moments: Path) -> None:
+    edited = quiet_edit(atlas, MEMIT(preservation_weight=30.0, layers=[0]), moments, facts(3), evaluate=True)
+    report = edited.report()
+    assert {"ES", "PS", "NS", "S", "EA"} <= set(report["before"]) == set(report["after"])
+    assert report["after"]["EM"] > report["before"]["EM"]
+    assert [sample["target_new"] for sample in report["samples"]] == [fact.target_new for fact in facts(3)]
+    edited.undo()
+    unmeasured = quiet_edit(atlas, MEMIT(layers=[1], values=ValueSearch(**QUICK)), moments, facts(1)).report()
+    assert not {"before", "after"} & set(unmeasured)
+    assert unmeasured["samples"] == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_unusable_place_for_second_moments_is_found_before_the_work(
+    place: str, tmp_path: Path, atlas: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the model was measured")
+
+    monkeypatch.setattr("lightning.Trainer.validate", never)
+    (tmp_path / "file").write_text("in the way")
+    before = [parameter.clone() for parameter in atlas[0].parameters()]
+    with pytest.raises(editkit.InputError, match=r"^second_moment\.path: ") as told:
+        editkit.edit(*atlas, load_world().records("report")[:2], second_moment=tmp_path / place)
+    assert str(tmp_path / place) in str(told.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, atlas[0].parameters(), strict=True))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
