@@ -44,9 +44,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.write(HELP + "".join(f"  {name}\n" for name in shipped_names()))
         return 0
     if argv[0] == "--version":
-        import editkit
+        from importlib.metadata import version
 
-        sys.stdout.write(f"editkit {editkit.__version__}\n")
+        sys.stdout.write(f"editkit {version('editkit')}\n")
         return 0
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
