@@ -68,7 +68,7 @@ def run(argv: list[str]) -> None:
     """Run ``editkit covariance``; every mistake of the user's is an ``InputError``."""
     parser = covariance_parser()
     try:
-        config = parser.instantiate_classes(parser.parse_args(argv[1:]))
+        config = parser.instantiate(parser.parse_args(argv[1:]))
     except ArgumentError as error:
         raise refusal(error, argv) from error
     options = with_strategy(dict(config.trainer))

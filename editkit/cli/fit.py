@@ -223,7 +223,7 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
         self.folder = self.folder or free_folder(type(self.model).__name__.lower())
-        self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
 

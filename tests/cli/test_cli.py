@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ import yaml
 from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
-ALONE = [*QUICKSTART, "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml")]
+QUICKSTART = ["fit", "--config", "quickstart"]
+ALONE = [*QUICKSTART, "--config", "evaluation/facts-alone"]
 SMALL = ["--data.num_facts=4", "--model.values.num_steps=5", "--trainer.enable_progress_bar=false"]
 
 
@@ -29,11 +28,11 @@ def run(*args: str) -> int:
     return main(args)
 
 
-def test_help_answers_in_under_a_second() -> None:
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "editkit.cli", "--help"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 1.0
-    assert "editkit fit --config configs/quickstart.yaml" in done.stdout
+def test_help_reads_nothing_heavy() -> None:
+    code = "import sys; from editkit.cli.main import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "editkit fit --config quickstart" in done.stdout
+    assert not {"torch", "lightning", "transformers", "jsonargparse", "rich"} & set(done.stdout.split())
 
 
 def test_importing_editkit_is_light() -> None:
