@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from editkit.models.loading import load_language_model
     from editkit.utils.errors import InputError
 
+    __version__: str
+
 _HOME = {
     "EMMET": "editors", "MEMIT": "editors", "ROME": "editors", "Editor": "editors", "ClosedFormEditor": "editors",
     "LayerProblem": "editors", "ValueSearch": "editors", "SecondMomentSource": "editors", "Spread": "editors",
@@ -57,6 +59,8 @@ _HOME = {
     "InputError": "utils.errors", "load_language_model": "models.loading",
     "export_adapter": "export", "export_checkpoint": "export",
 }  # fmt: skip
+
+_RENAMED = {"MomentSource": "SecondMomentSource"}
 
 __all__ = [
     "EMMET",
@@ -98,10 +102,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # as slow to import as all the rest of this file
+
+        return version("editkit")
     if name in _HOME:
         return getattr(importlib.import_module(f"editkit.{_HOME[name]}"), name)
+    if name in _RENAMED:
+        raise AttributeError(f"editkit.{name} was renamed to editkit.{_RENAMED[name]}")
     raise AttributeError(f"module 'editkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*globals(), *__all__, "__version__"})

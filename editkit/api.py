@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.callbacks.evaluation import Evaluation
-from editkit.callbacks.progress import EditProgress
+from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.data.facts import Fact, as_facts
@@ -192,14 +192,14 @@ class _Run:
                 num_sanity_val_steps=0,
                 limit_val_batches=None if self.evaluate else 0,
                 enable_progress_bar=self.progress,
-                callbacks=[update, evaluation, Report(), *([EditProgress()] if self.progress else [])],
+                callbacks=[update, evaluation, Report(), *([edit_progress()] if self.progress else [])],
             )
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)
         try:
-            plan = update.make_plan(trainer, editor, data)
             with quiet_lightning(), _second_moment_in(self.second_moment, editor):
+                plan = update.make_plan(trainer, editor, data)
                 if self.evaluate:
                     trainer.validate(editor, data, verbose=False)
                 trainer.fit(editor, data)

@@ -1,20 +1,33 @@
-"""The progress bar of ``fit``: facts done, their loss and the probability of their new targets, facts per second."""
+"""The progress of ``fit`` and ``validate``: facts done, their loss and the probability of their new targets, the speed.
+
+``edit_progress`` gives a bar on a terminal, and in a log that is none a line at least once a minute. Both have
+``show``, which is told of each gradient step.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Sized
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
-from editkit.editors.base import Editor
+from editkit.utils.console import console, interactive
+from editkit.utils.progress import Heartbeat
 
 FACTS = "Batch"  # how the description of the bar that counts facts begins
+
+
+def edit_progress() -> EditProgress | EditLog:
+    """The progress callback for where standard output goes."""
+    return EditProgress() if interactive() else EditLog()
 
 
 class Speed(ProgressColumn):
@@ -26,6 +39,11 @@ class Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         rate = task.completed / task.elapsed if task.elapsed else 0.0
         return Text(f"{rate:.2f} {'facts' if FACTS in task.description else 'it'}/s")
+
+
+def processes(trainer: L.Trainer, editor: L.LightningModule) -> int:
+    """Processes among which a batch's facts are dealt out: for each fact that is done here, so many are."""
+    return trainer.world_size if getattr(editor, "shards_facts", False) else 1
 
 
 class EditProgress(RichProgressBar):
@@ -49,8 +67,7 @@ class EditProgress(RichProgressBar):
         if self.is_disabled or self.progress is None:
             return
         plan = FactsDataModule.of_trainer(trainer).plan
-        sharded = isinstance(pl_module, Editor) and pl_module.shards_facts
-        self._processes = trainer.world_size if sharded else 1
+        self._processes = processes(trainer, pl_module)
         present = plan.positions(trainer.current_epoch)
         self._before, self._present = present.start, len(present)
         description = f"{FACTS} {trainer.current_epoch + 1}/{trainer.max_epochs}"
@@ -79,3 +96,101 @@ class EditProgress(RichProgressBar):
     @override
     def on_train_epoch_end(self, *_: Any) -> None:
         """Nothing: ``show`` was told."""
+
+
+class EditLog(ProgressBar):
+    """What ``EditProgress`` shows, as lines of a log: one at least once a minute, from the first hook to the last.
+
+    Args:
+        every: seconds between two lines; default 60.
+        clock: seconds.
+    """
+
+    def __init__(self, every: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._every, self._clock = every, clock
+        self._shown = True
+        self._beat: Heartbeat | None = None
+        self._phase = ""  # the batch of edits at work
+
+    @override
+    def disable(self) -> None:
+        self._shown = False  # Lightning calls this on all ranks but 0
+
+    @override
+    def enable(self) -> None:
+        self._shown = True
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._shown and self._beat is None:
+            text = "before the first batch of edits" if stage == "fit" else "evaluation"
+            self._phase = ""
+            self._beat = Heartbeat(console(stderr=True), text, self._every, self._clock)
+            self._beat.start()
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._before, self._present, self._total = 0, sys.maxsize, 0
+        self._processes = 1
+        self._began: tuple[float, int] | None = None
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        plan = FactsDataModule.of_trainer(trainer).plan
+        self._processes = processes(trainer, pl_module)
+        present = plan.positions(trainer.current_epoch)
+        self._before, self._present, self._total = present.start, len(present), len(plan.facts)
+        if self._began is None:
+            self._began = self._clock(), self._before
+        self._phase = f"batch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._update(f"{self._phase}: value search")
+
+    def show(self, done: int, loss: float, probability: float) -> None:
+        """Take note of ``done`` facts of the present batch; the mean loss (nats) and probability are of those at work.
+
+        Of several processes this one's share stands for all.
+        """
+        facts = self._before + min(done * self._processes, self._present)
+        left = ""
+        if self._began is not None and facts > self._began[1] and self._total:
+            began, before = self._began
+            seconds = (self._clock() - began) / (facts - before) * (self._total - facts)
+            left = f", {timedelta(seconds=int(seconds))} left"
+        of = f" of {self._total:,}" if self._total else ""
+        self._update(f"{self._phase}: {facts:,}{of} facts, loss {loss:.3f}, p(new) {probability:.3f}{left}")
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rows = self._steps = 0
+        self._update(self._evaluation(trainer))
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self._rows += len(batch) if isinstance(batch, Sized) else 0
+        self._steps += 1
+        self._update(self._evaluation(trainer))
+
+    def _evaluation(self, trainer: L.Trainer) -> str:
+        steps = sum(trainer.num_val_batches)
+        return f"{self._phase or 'evaluation'}: {self._rows:,} rows measured, step {self._steps:,} of {steps:,}"
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _update(self, text: str) -> None:
+        if self._beat is not None:
+            self._beat.update(text)
+
+    def _close(self) -> None:
+        if self._beat is not None:
+            self._beat.stop()
+            self._beat = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
+from rich.text import Text
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -112,7 +113,7 @@ def show_report(console: Console, results: RunResults, metrics: dict[str, Any], 
     for phase, count in metrics.get("skipped", {}).items():
         console.print(f"{phase}: {count} rows are longer than the context window and were left out")
     for entry in metrics["samples"]:
-        console.print(f"[bold]{entry['prompt']}[/bold] …  (asked for: {entry['target_new']})", highlight=False)
+        console.print(Text.assemble((entry["prompt"], "bold"), f" …  (asked for: {entry['target_new']})"))
         for phase in PHASES:
             if phase in entry:
                 console.print(f"  {phase:6} {' '.join(entry[phase].split())}", highlight=False, markup=False)

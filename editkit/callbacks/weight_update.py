@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from rich.progress import track
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -29,6 +28,7 @@ from editkit.evaluation.tuning import tuning_score
 from editkit.models.fingerprint import fingerprint
 from editkit.utils.distributed import broadcast_object, place, raise_on_all_ranks
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
 
 
 class WeightUpdate(L.Callback):
@@ -208,9 +208,9 @@ class WeightUpdate(L.Callback):
         first = self.edits.batches[: self._start]
         last = self._start == plan.num_batches
         chosen = first if self.mode == "sequential" else first[-1:] if last else []
-        shown = trainer.progress_bar_callback is not None and place()[0] == 0 and len(chosen) >= 10
-        for batch in track(chosen, "Edits so far", disable=not shown, transient=True):
-            self._apply(editor, batch)
+        with progress_bar(shown=plan.progress and place()[0] == 0 and len(chosen) >= 10) as bar:
+            for batch in bar.track(chosen, description="Edits so far"):
+                self._apply(editor, batch)
         if chosen and not matches_record(editor.editable, chosen[-1]):
             warnings.warn(
                 "run_dir: the weights agree with those of the interrupted run to rounding, not bit for bit: it was on "

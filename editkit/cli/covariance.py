@@ -7,20 +7,23 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.cli.fit import plain_message
-from editkit.covariance import SecondMomentSource, ensure
+from editkit.cli.messages import refusal
+from editkit.covariance import SecondMomentSource, check_can_keep, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
 from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
 from editkit.models.editable import EditableModel
 from editkit.models.loading import load_language_model
+from editkit.utils.console import console, print_line
 from editkit.utils.distributed import place, with_strategy
 from editkit.utils.errors import InputError
+from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -65,13 +68,14 @@ def run(argv: list[str]) -> None:
     """Run ``editkit covariance``; every mistake of the user's is an ``InputError``."""
     parser = covariance_parser()
     try:
-        config = parser.instantiate_classes(parser.parse_args(argv[1:]))
+        config = parser.instantiate(parser.parse_args(argv[1:]))
     except ArgumentError as error:
-        raise InputError(plain_message(str(error), argv[0])) from error
+        raise refusal(error, argv) from error
     options = with_strategy(dict(config.trainer))
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
-    model, tokenizer = load_language_model(config.lm, config.dtype)
+    with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
+        model, tokenizer = load_language_model(config.lm, config.dtype)
     editable = EditableModel(model)
     layers = config.layers if config.layers is not None else getattr(model.config, RECOMMENDED_LAYERS, None)
     if not layers:
@@ -81,6 +85,7 @@ def run(argv: list[str]) -> None:
         )
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
+    check_can_keep(config.second_moment, layers)
     with quiet_lightning():
         try:
             trainer = L.Trainer(**options)
@@ -88,12 +93,13 @@ def run(argv: list[str]) -> None:
             raise InputError(f"trainer: {error}; see editkit covariance --help") from error
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
     if place()[0] == 0:
-        show(Console(), folder, sorted(set(layers)))
+        show(console(), folder, sorted(set(layers)))
 
 
-def show(console: Console, folder: SecondMomentFolder, layers: list[int]) -> None:
+def show(where: Console, folder: SecondMomentFolder, layers: list[int]) -> None:
     """Print how well each layer's second moment can be solved with."""
-    table = Table(title=f"second moments in {folder.folder}", title_justify="left")
+    print_line(where, f"second moments in {folder.folder}")
+    table = Table()
     for name in ("block", "d_in", "tokens", "condition number", "effective rank", "jitter"):
         table.add_column(name, justify="right")
     for layer in layers:
@@ -106,4 +112,4 @@ def show(console: Console, folder: SecondMomentFolder, layers: list[int]) -> Non
             f"{state.effective_rank:.1f}",
             f"{state.jitter:.1e}" if state.jitter else "none",
         )
-    console.print(table)
+    where.print(table)

@@ -7,18 +7,20 @@ from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.cli.fit import plain_message
+from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
 from editkit.export.changes import changes_of
 from editkit.export.checkpoint import export_checkpoint
 from editkit.models.loading import load_language_model
+from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import check_new_folder
+from editkit.utils.progress import progress_bar
 
 
 def export_parser() -> ArgumentParser:
@@ -67,7 +69,7 @@ def run(argv: list[str]) -> None:
     try:
         options = export_parser().parse_args(argv[1:])
     except ArgumentError as error:
-        raise InputError(plain_message(str(error), argv[0])) from error
+        raise refusal(error, argv) from error
     if options.rank is not None and options.format != "lora":
         raise InputError(
             f"rank: a checkpoint holds whole weights and has none, but got {options.rank}; leave it out, or use "
@@ -77,9 +79,8 @@ def run(argv: list[str]) -> None:
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")
-    console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         step = progress.add_task(f"reading {options.lm}", total=None)
         model, tokenizer = load_language_model(options.lm, options.dtype or recorded)
         if options.format == "lora":
@@ -94,15 +95,15 @@ def run(argv: list[str]) -> None:
             export_checkpoint(edits, model, tokenizer, output, options.lm, options.batch)
             layers = []
     if layers:
-        show(console, layers)
-    console.print(f"{'LoRA adapter' if layers else 'checkpoint'}: {options.output}", highlight=False)
+        show(console(), layers)
+    print_line(console(), f"{'LoRA adapter' if layers else 'checkpoint'}: {options.output}")
 
 
-def show(console: Console, layers: list[AdapterLayer]) -> None:
+def show(where: Console, layers: list[AdapterLayer]) -> None:
     """Print ranks and errors."""
     table = Table(title="LoRA adapter", title_justify="left")
     for name in ("module", "rank", "rank of the edit", "relative error"):
         table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
     for layer in layers:
         table.add_row(layer.module, str(layer.rank), str(layer.full_rank), shown(layer.error))
-    console.print(table)
+    where.print(table)

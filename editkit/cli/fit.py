@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
-from editkit.callbacks.progress import EditProgress
+from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
+from editkit.cli.arguments import check_nulls, with_nulls
+from editkit.cli.messages import refusal
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
 from editkit.editors.base import Editor
@@ -30,8 +30,10 @@ from editkit.edits.same_run import check_same_run
 from editkit.models.fingerprint import fingerprint
 from editkit.runs.folder import RunFolder, free_folder
 from editkit.runs.resume import EDITS, Resumption, read_run
+from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
+from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -105,8 +107,14 @@ class EditkitCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         bar = trainer.progress_bar_callback
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
-            trainer.callbacks[trainer.callbacks.index(bar)] = EditProgress()  # type: ignore[attr-defined]
+            trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
         return trainer
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand].as_dict()
+        check_nulls("model", config["model"], Editor)
+        check_nulls("data", config["data"], FactsDataModule)
 
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
@@ -204,7 +212,9 @@ class EditkitCLI(LightningCLI):
 
     def _prepare(self) -> None:
         self.datamodule.setup()
-        self.model.configure_model()
+        shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        with heartbeat(f"reading {self.model.lm}", shown):
+            self.model.configure_model()
 
     def _open(self, resumable: bool) -> None:
         """Find the run folder, and check that what is there can be gone on with; nothing is written yet."""
@@ -213,7 +223,7 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
         self.folder = self.folder or free_folder(type(self.model).__name__.lower())
-        self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
 
@@ -226,7 +236,7 @@ class EditkitCLI(LightningCLI):
             return
         if resumed is not None and resumed.batches:
             batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
-            Console(soft_wrap=True).print(f"run folder: {self.folder} has {batches}: going on", highlight=False)
+            print_line(console(), f"run folder: {self.folder} has {batches}: going on")
         self.run_folder.open(self.run_config)
         version = f"after_{resumed.batches}_batches" if resumed is not None and self.run_folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
@@ -240,9 +250,8 @@ class EditkitCLI(LightningCLI):
         metrics = results.metrics(evaluation.protocol)
         assert self.folder is not None
         write_report(self.folder, results, metrics, title, plan)
-        console = Console(soft_wrap=True)
-        show_report(console, results, metrics, title)
-        console.print(f"run folder: {self.folder}", highlight=False)
+        show_report(console(), results, metrics, title)
+        print_line(console(), f"run folder: {self.folder}")
         self.run_folder.close()
 
 
@@ -259,49 +268,11 @@ def run(argv: list[str]) -> None:
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 parser_kwargs={"exit_on_error": False, "prog": "editkit"},
-                args=argv,
+                args=with_nulls(argv),
             )
     except ArgumentError as error:
-        raise InputError(plain_message(str(error), argv[0])) from error
+        raise refusal(error, argv) from error
     except SIGTERMException:
-        Console(stderr=True).print("editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again")
+        told = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
+        print_line(console(stderr=True), told)
         raise SystemExit(128 + signal.SIGTERM) from None
-
-
-def plain_message(message: str, command: str) -> str:
-    """A parser's report about one option as one line: the option, what was expected, what came, the remedy."""
-    text = " ".join(message.split())
-    see = f"see editkit {command} --help"
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(key='([^']+)', val='?([^')]*)'?\)|(\S+))", text)
-    nested, *values = given[-1] if given else ("", "")
-    value = next((repr(v) for v in values if v), "another value")
-    field = ".".join(dict.fromkeys(keys)) or "options"
-    if nested and not field.endswith(nested):
-        field = f"{field}.{nested}"
-    if missing := re.search(r"File does not exist: '([^']+)'", text):
-        return f"{field}: expected a file that exists, but got {missing[1]}; check the path"
-    if unknown := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        return (
-            f"{keys[0]}.{nested or unknown[2]}: {unknown[1]} has no such option; expected one of those that "
-            f"editkit {command} --{keys[0]}.help lists"
-        )
-    if field == "model":
-        return (
-            f"model: expected an editor, editkit.EMMET, editkit.MEMIT, editkit.ROME or the import path of a subclass "
-            f"of editkit.Editor, but got {value} ({_reason(text)}); correct the name"
-        )
-    if restriction := re.search(r"conform to restriction v\s*([<>=]+)\s*([\w.]+)", text):
-        return f"{field}: expected a number {restriction[1]} {restriction[2]}, but got {value}; {see}"
-    if "unrecognized arguments" in text.lower():
-        return f"{text[0].lower()}{text[1:]}; {see}"
-    return f"{field}: {_reason(text)}, but got {value}; {see}" if keys else f"{field}: {text}; {see}"
-
-
-def _reason(text: str) -> str:
-    """The first cause that the parser names, without the list of all types that it tried."""
-    causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
-    told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
-    cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
-    cause = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", cause).replace("a <class 'int'>", "an integer")
-    return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"

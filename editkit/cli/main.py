@@ -11,14 +11,17 @@ Knowledge editing in language models: change what a model says about a fact by a
 matrices, and measure what that did to everything else.
 
 commands:
-  fit         edit a model: editkit fit --config configs/quickstart.yaml
+  fit         edit a model: editkit fit --config quickstart
   validate    measure a model on facts without editing it
-  covariance  estimate second moments of keys over text, before many runs: editkit covariance --config
-              configs/covariance.yaml (fit does it by itself where they are missing)
+  covariance  estimate second moments of keys over text, before many runs: editkit covariance --config covariance
+              (fit does it by itself where they are missing)
   export      write an edited model as a checkpoint or a LoRA adapter: editkit export --edits RUN/edits --output DIR
 
 editkit COMMAND --help lists a command's options; editkit COMMAND --model.help=editkit.EMMET those of an editor
 (editkit.ROME, editkit.MEMIT, editkit.EMMET, or your own subclass of editkit.Editor by its import path).
+
+--config takes a YAML file, or from any folder the name of one that ships, and may be given several times, each on top
+of those before it. --print_config after it shows what it comes to. These ship:
 """
 
 
@@ -36,7 +39,9 @@ def main(args: Sequence[str] | None = None) -> int:
         "export": _export,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(HELP)
+        from editkit.cli.configs import shipped_names
+
+        sys.stdout.write(HELP + "".join(f"  {name}\n" for name in shipped_names()))
         return 0
     if argv[0] == "--version":
         from importlib.metadata import version
@@ -46,10 +51,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2
+    from editkit.cli.configs import with_shipped_configs
     from editkit.utils.errors import InputError
 
     try:
-        commands[argv[0]](argv)
+        commands[argv[0]](with_shipped_configs(argv))
     except InputError as error:
         from editkit.utils.distributed import reported_by_rank_zero
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Literal
 import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -25,11 +24,14 @@ from editkit.data.windows import TextDataModule
 from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
 from editkit.models.editable import EditableModel
+from editkit.utils.console import console, print_line
 from editkit.utils.distributed import broadcast_object, on_device, place, raise_on_all_ranks
 from editkit.utils.errors import InputError
-from editkit.utils.files import cache_folder, digest
+from editkit.utils.files import cache_folder, check_can_write, digest
+from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
 
+PATH = "second_moment.path"
 TOKENS_PER_DIMENSION = 100
 TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
@@ -105,7 +107,22 @@ def factored_second_moments(
 ) -> dict[int, FactoredSecondMoment]:
     """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
     folder = ensure(editable, tokenizer, layers, source, progress)
-    return {layer: folder.factored(layer) for layer in sorted(set(layers))}
+    with heartbeat("second moments: reading the factors", progress and place()[0] == 0):
+        return {layer: folder.factored(layer) for layer in sorted(set(layers))}
+
+
+def check_can_keep(source: SecondMomentSource, layers: Sequence[int]) -> None:
+    """Find out, before a model is loaded or measured, whether ``source.path`` can take what it lacks of ``layers``.
+
+    Nothing is left there. What it has is not read; ``ensure`` checks that, and the cache where there is no path.
+
+    Raises:
+        InputError: it is a file, is below one, or cannot be written.
+    """
+    if source.path:
+        folder = SecondMomentFolder(Path(source.path).expanduser(), {})
+        if not all(os.path.exists(folder.file(layer)) for layer in layers):
+            check_can_write(folder.folder, PATH)
 
 
 def ensure(
@@ -127,9 +144,26 @@ def ensure(
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
     """
+    rank = place()[0] if trainer is None else trainer.global_rank
+    with heartbeat("second moments: looking for what there is", progress and rank == 0) as working_on:
+        return _ensure(editable, tokenizer, layers, source, progress, trainer, rank, working_on)
+
+
+def _ensure(
+    editable: EditableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    source: SecondMomentSource,
+    progress: bool,
+    trainer: L.Trainer | None,
+    rank: int,
+    working_on: Callable[[str], None],
+) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
+        if missing and rank == 0:
+            check_can_write(folder.folder, PATH)
     except Exception as caught:
         error = caught
     raise_on_all_ranks(error)
@@ -139,14 +173,12 @@ def ensure(
     starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
     if text is None or (not missing and (starts or not several)):
         return folder
-    rank = place()[0] if trainer is None else trainer.global_rank
     if progress and rank == 0 and missing:
         amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
-        Console().print(
+        print_line(
+            console(),
             f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
             f"of {source.text}, kept in {folder.folder}",
-            highlight=False,
-            soft_wrap=True,
         )
     device, passes = editable.device, layers if several else missing
     at_once = source.layers_at_once or len(passes)
@@ -154,7 +186,7 @@ def ensure(
         trainer = trainer or _own_trainer(device, progress and rank == 0)
         for start in range(0, len(passes), at_once):
             wanted = [layer for layer in passes[start : start + at_once] if layer in missing]
-            _estimate(trainer, editable, tokenizer, wanted, source, text, folder, budget)
+            _estimate(trainer, editable, tokenizer, wanted, source, text, folder, budget, working_on)
     nn.Module.to(editable.model, device)  # Trainer's teardown leaves models on the CPU
     return folder
 
@@ -191,6 +223,7 @@ def _estimate(
     text: Text,
     folder: SecondMomentFolder,
     budget: int | None,
+    working_on: Callable[[str], None],
 ) -> None:
     """One pass over the text, and its results written, layer by layer."""
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -204,6 +237,7 @@ def _estimate(
     data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
     trainer.predict(module, datamodule=data, return_predictions=False)
     for layer in module.layers:
+        working_on(f"second moments: eigenvalues and factor of block {layer}")
         error: Exception | None = None
         try:
             if place()[0] == 0:

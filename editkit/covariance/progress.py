@@ -1,4 +1,4 @@
-"""A progress bar in tokens or documents, with the time left."""
+"""Progress in tokens or documents, with the time left."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typing_extensions import override
 
 from editkit.data.windows import TextDataModule
+from editkit.utils.console import print_line
+from editkit.utils.progress import progress_bar
 
 
 class TokenProgress(ProgressBar):
-    """Shows how much of the text ``SecondMoments`` has seen."""
+    """Shows how much of the text ``SecondMoments`` has seen: a bar on a terminal, else lines on standard error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,17 +36,18 @@ class TokenProgress(ProgressBar):
         if not self._shown or not isinstance(data, TextDataModule):
             return
         self._unit = "documents" if data.num_tokens is None else "tokens"
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self._unit),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        self._bar = progress_bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=False,
         )  # fmt: skip
         blocks = ", ".join(map(str, pl_module.layers))
         self._task = self._bar.add_task(
-            f"second moments of block {blocks}", total=data.num_tokens or data.num_documents
+            f"second moments of block {blocks}", total=data.num_tokens or data.num_documents, unit=self._unit
         )
         self._bar.start()
         if pl_module.resumed:
-            self._bar.console.print(f"going on after {pl_module.resumed:,} tokens of a run that was cut short")
+            resumed = f"going on after {pl_module.resumed:,} tokens of a run that was cut short"
+            print_line(self._bar.console, resumed)
             self._bar.update(self._task, completed=getattr(pl_module, self._unit))
 
     @override

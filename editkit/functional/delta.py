@@ -24,7 +24,7 @@ class LowRankDelta:
 
     @property
     def rank(self) -> int:
-        """Upper bound of the rank: the number of columns kept."""
+        """The number of columns kept, an upper bound of the rank."""
         return min(self.left.shape) if self.right is None else min(self.left.shape[1], *self.shape)
 
     @property

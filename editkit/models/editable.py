@@ -73,7 +73,7 @@ class EditableModel:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the head: how wide logits are."""
+        """How wide logits are, the rows of the head."""
         weight = self.model.get_output_embeddings().weight
         assert isinstance(weight, Tensor)
         return len(weight)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,43 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def check_can_write(folder: Path, field: str = "path") -> None:
+    """Find out, before long work, whether files can be written into a folder that may not be there yet.
+
+    A file without a name is written in the folder, or where its first missing parent would go, so that nothing is left
+    behind whatever happens.
+
+    Args:
+        folder: where files are to go.
+        field: name of the user's option that chose the place, for the message.
+
+    Raises:
+        InputError: it is a file, is below one, or cannot be written (no permission, no space, a read-only disk).
+    """
+    try:
+        there = folder.absolute()
+        while not _exists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is not a folder")
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"0")
+    except OSError as error:
+        raise InputError(
+            f"{field}: expected a folder that can be written, but {folder} cannot ({error.strerror or error}); choose "
+            "another"
+        ) from error
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, a link to nothing included; errors that ``Path.exists`` hides are raised."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def check_new_folder(folder: Path, field: str) -> Path:

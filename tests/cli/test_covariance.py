@@ -106,6 +106,32 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
     assert not list(two.glob(".*"))
 
 
+def test_a_path_that_cannot_be_is_found_before_the_work(
+    lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={place}"]) == 2
+        told = capsys.readouterr()
+        assert f"error: second_moment.path: expected a folder that can be written, but {place} " in told.err
+        assert "estimating" not in told.out
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_moments_are_is_one_line_and_tables_are_whole(
+    lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path.joinpath(*(f"folder-{i:04d}" for i in range(20)))
+    options = [lm, "--layers=[0,2]", f"--second_moment.path={deep}", "--second_moment.num_tokens=3000"]
+    assert main(["covariance", *options]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert f"second moments in {deep}" in lines
+    assert any(line.endswith(f"kept in {deep}") for line in lines)
+    assert sum("3,000" in line and "none" in line for line in lines) == 2
+    assert "\x1b" not in shown
+
+
 FAILS = """
 import sys
 import editkit.covariance.accumulate as a

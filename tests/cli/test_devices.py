@@ -71,7 +71,7 @@ def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
     metrics = (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8")
     done = on_two(*arguments(tmp_path), f"--run_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1 of 2 batches") == 1
+    assert done.stdout.count(f"run folder: {tmp_path / 'two'} has 1 of 2 batches: going on\n") == 1
     again = load_file(run / "batch_00001.safetensors")
     assert all(torch.equal(again[name], last[name]) for name in last)
     assert (tmp_path / "two" / "metrics.json").read_text(encoding="utf-8") == metrics

@@ -192,7 +192,7 @@ def test_a_probe_without_room_is_reported_and_shots_are_drawn_to_fit(
     ]
     options = [
         "validate", f"--data.facts={tmp_path / 'facts.json'}", f"--run_dir={tmp_path / 'run'}",
-        "--data.zsre_target=alt", "--model.protocol=rome", f"--data.probes={json.dumps(probes)}",
+        "--data.zsre_target=alt", "--evaluation.protocol=rome", f"--data.probes={json.dumps(probes)}",
         "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     with pytest.warns(UserWarning, match="probes.mixed: .* shown instead") as caught:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import editkit.utils.progress
 from editkit.cli.main import main
 from editkit.data.facts import Fact
 from editkit.edits import EditBatch, Edits, WeightEdit, load_edits
@@ -52,13 +53,32 @@ def edited(edits: Path, batch: int) -> PreTrainedModel:
 def test_a_checkpoint(edits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert export(f"--edits={edits}", "--batch=1", f"--output={out}") == 0
-    assert str(out) in capsys.readouterr().out.replace("\n", "")
+    assert f"checkpoint: {out}\n" in capsys.readouterr().out
     loaded = AutoModelForCausalLM.from_pretrained(out)
     pairs = zip(edited(edits, 1).parameters(), loaded.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert AutoTokenizer.from_pretrained(out)("Lyon lies in").input_ids
     again, _ = load_language_model(str(out))  # our own loader reads it too, and it is another model now
     assert fingerprint(again) != load_edits(edits).model
+
+
+@pytest.mark.parametrize(("form", "words"), [("checkpoint", "writing {}"), ("lora", "factors: 1 of 1 (100%)")])
+def test_a_log_says_what_it_is_at(
+    form: str,
+    words: str,
+    edits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(editkit.utils.progress, "EVERY", 0.0)
+    out = tmp_path / "out"
+    assert export(f"--edits={edits}", "--batch=1", f"--format={form}", f"--output={out}") == 0
+    told = capsys.readouterr()
+    lines = [line.partition("] ")[2] for line in told.err.splitlines()]
+    assert "reading atlas" in lines
+    assert words.format(out) in lines
+    assert words.format(out) not in told.out
 
 
 def test_an_adapter(

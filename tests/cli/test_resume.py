@@ -119,7 +119,7 @@ def test_what_is_done_is_not_done_again(
     assert deadly(("editkit.editors.closed_form.checkpoint", "atomic_write", 5), command) == -signal.SIGKILL
     assert main(command) == 0
     assert len(searched) == FACTS - BATCH - 1
-    assert "1 of 4 batches" in capsys.readouterr().out
+    assert f"run folder: {tmp_path / 'run'} has 1 of 4 batches: going on\n" in capsys.readouterr().out
     searched.clear()
     assert main(command) == 0  # a finished run only shows its table again
     assert not searched

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import resource
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import editkit.covariance.accumulate
+import editkit.covariance.estimate
+import editkit.utils.progress
 from editkit.atlas.corpus import documents
-from editkit.covariance import SecondMomentSource, factored_second_moments, second_moments
+from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments, second_moments
 from editkit.covariance.accumulate import SecondMoments
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.data.text import open_text
@@ -251,6 +257,91 @@ def test_a_full_disk_leaves_what_was_there(tokenizer: PreTrainedTokenizerBase, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     second_moments(editable, tokenizer, [0, 1], kept, progress=False)
+
+
+def never(*args: Any, **options: Any) -> None:
+    raise AssertionError("the work was begun")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "nowhere"])
+def test_a_path_that_cannot_be_is_found_before_the_work(
+    place: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editkit.covariance.estimate, "_estimate", never)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    source = SecondMomentSource(path=str(tmp_path / place), num_tokens=500)
+    editable = tiny("gpt2", tokenizer)
+    refused(editable, tokenizer, source, ("second_moment.path", place, "choose another"))
+    with pytest.raises(InputError, match=r"^second_moment\.path: "):
+        check_can_keep(source, [0])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "nowhere"]
+
+
+@pytest.mark.parametrize("path", [None, "new/folder"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    path: str | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path / "cache"))
+    source = SecondMomentSource(path=path and str(tmp_path / path), num_tokens=500)
+    editable = tiny("gpt2", tokenizer)
+    with monkeypatch.context() as patch:  # permissions stop nobody who may do everything, as tests may
+        patch.setattr(editkit.covariance.estimate, "_estimate", never)
+        patch.setattr(tempfile, "TemporaryFile", read_only)
+        refused(editable, tokenizer, source, ("second_moment.path", "Read-only", "choose another"))
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "cache" / "moments").exists()
+    second_moments(editable, tokenizer, [0], source, progress=False)
+    with monkeypatch.context() as patch:  # what is there may be of a disk that can only be read
+        patch.setattr(tempfile, "TemporaryFile", read_only)
+        assert set(second_moments(editable, tokenizer, [0], source, progress=False)) == {0}
+        check_can_keep(source, [0])
+
+
+def read_only(*args: Any, **options: Any) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_nothing_is_left_where_another_mistake_ends_it(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    source = SecondMomentSource(path=str(tmp_path / "m"), text="gone.txt")
+    check_can_keep(source, [0])
+    refused(tiny("gpt2", tokenizer), tokenizer, source, ("second_moment.text", "gone.txt"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_log_says_how_far_it_is(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(editkit.utils.progress, "EVERY", 0.0)
+    source = SecondMomentSource(path=str(tmp_path / "m"), num_tokens=3000, max_tokens=256)
+    factored_second_moments(tiny("gpt2", tokenizer), tokenizer, [0, 2], source)
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if line.startswith("[0:")]
+    for words in (
+        r"second moments: looking for what there is",
+        r"second moments of block 0, 2: [\d,]+ of 3,000 tokens \(\d+%\), \d+:\d\d:\d\d left",
+        r"second moments: eigenvalues and factor of block 2",
+        r"second moments: reading the factors",
+    ):
+        assert any(re.search(words, line) for line in lines), (words, lines)
+    # where it is kept is for a person to copy
+    assert f"kept in {tmp_path / 'm'}\n" in told.out
+    assert not [thread for thread in threading.enumerate() if thread.name == "editkit heartbeat"]
+
+
+def test_who_wants_no_progress_gets_none(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(editkit.utils.progress, "EVERY", 0.0)
+    source = SecondMomentSource(path=str(tmp_path / "m"), num_tokens=500)
+    factored_second_moments(tiny("gpt2", tokenizer), tokenizer, [0], source, progress=False)
+    assert not [line for line in capsys.readouterr().err.splitlines() if "second moments" in line]
 
 
 def test_memory_is_checked_before_the_start(

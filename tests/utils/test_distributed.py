@@ -8,8 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from editkit.utils.distributed import UnwrappedDDP, with_strategy
+from editkit.utils.distributed import (
+    UnwrappedDDP,
+    broadcast_object,
+    gather,
+    on_device,
+    place,
+    raise_on_all_ranks,
+    reported_by_rank_zero,
+    with_strategy,
+)
+from editkit.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOGETHER = """
@@ -71,3 +82,30 @@ def test_two_processes(tmp_path: Path) -> None:
 )
 def test_the_strategy_is_replaced_where_there_are_several_processes(options: dict[str, object], replaced: bool) -> None:
     assert isinstance(with_strategy(options).get("strategy"), UnwrappedDDP) is replaced
+
+
+def test_alone_everything_is_as_it_is() -> None:
+    value = {"a": torch.ones(2)}
+    assert place() == (0, 1)
+    assert gather(value)[0] is value
+    assert broadcast_object(value) is value
+    raise_on_all_ranks(None)
+    error = InputError("field: expected a")
+    with pytest.raises(InputError) as told:
+        raise_on_all_ranks(error)
+    assert told.value is error
+    assert not reported_by_rank_zero(error)  # so that it is printed here
+
+
+def test_options_that_were_given_stay() -> None:
+    given = {"devices": 2, "accelerator": "cpu", "max_epochs": 3}
+    found = with_strategy(given)
+    assert found.pop("strategy")
+    assert found == given
+    assert "strategy" not in given
+
+
+def test_one_device_is_the_models_own() -> None:
+    assert on_device(torch.device("cpu"))["accelerator"] == "cpu"
+    assert on_device(torch.device("cuda", 3))["devices"] == [3]
+    assert on_device(torch.device("cuda"))["devices"] == 1

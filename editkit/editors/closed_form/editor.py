@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.covariance import SecondMomentSource, factored_second_moments
+from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
@@ -212,8 +212,9 @@ class ClosedFormEditor(Editor):
 
     @override
     def check(self, plan: RunPlan) -> None:
-        """Layers, templates, and keys of earlier batches."""
-        _ = self.edited_layers, self.templates
+        """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
+        check_can_keep(self.second_moment, self.edited_layers)
+        _ = self.templates
         if self.earlier_keys and not plan.sequential:
             raise InputError(
                 f"model.earlier_keys: independent batches know of no earlier ones, but got {self.earlier_keys!r}; set "

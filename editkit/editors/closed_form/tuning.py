@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from editkit.functional import Delta, preservation_memorization_update, ridge_pa
 from editkit.functional.scores import harmonic_mean
 from editkit.utils.distributed import broadcast_object, gather, place
 from editkit.utils.errors import InputError
+from editkit.utils.progress import progress_bar
 
 #: from groups, the totals so far and what is told of the progress, to value vectors and the totals after them
 FindValues = Callable[[Sequence[Group], SearchTotals, SearchProgress], tuple[ValueVectors, SearchTotals]]
@@ -91,7 +91,7 @@ def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, pro
         )
     points: list[PathPoint] = []
     applied = AppliedEdits(solver.model)
-    with progress_bar(progress) as bar:
+    with progress_bar(shown=progress) as bar:
         vectors = _find(find, tuning.facts, bar).to(solver.model.device)
         first = solver.problem(vectors, 0)
         path = ridge_path(first.keys, first.residuals, first.second_moment)
@@ -153,10 +153,3 @@ def _find(find: FindValues, facts: Sequence[Fact], bar: Progress) -> ValueVector
 
 def _harmonic(scores: Mapping[str, float]) -> float:
     return float(harmonic_mean(torch.tensor(list(scores.values()))))
-
-
-@contextmanager
-def progress_bar(shown: bool) -> Iterator[Progress]:
-    """A rich progress bar that leaves nothing behind."""
-    with Progress(transient=True, disable=not shown) as bar:
-        yield bar

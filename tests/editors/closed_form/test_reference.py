@@ -1,4 +1,4 @@
-"""Parity with the public EMMET code on a tiny random GPT-2 (shared/reference): keys, values, deltas, likelihoods."""
+"""Parity with the public EMMET code on a tiny random GPT-2 (tests/reference): keys, values, deltas, likelihoods."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from editkit.edits import AppliedEdits
 from editkit.functional import factor_second_moment
 from editkit.models.loading import load_language_model
 from editkit.models.scoring import target_nll
+
+
+@pytest.fixture(scope="module")
+def shared() -> Path:
+    """The folder of reference/, which ships with the tests."""
+    return Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
