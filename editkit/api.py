@@ -198,8 +198,8 @@ class _Run:
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)
         try:
-            plan = update.make_plan(trainer, editor, data)
             with quiet_lightning(), _second_moment_in(self.second_moment, editor):
+                plan = update.make_plan(trainer, editor, data)
                 if self.evaluate:
                     trainer.validate(editor, data, verbose=False)
                 trainer.fit(editor, data)

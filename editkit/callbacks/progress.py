@@ -19,7 +19,6 @@ from rich.text import Text
 from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
-from editkit.editors.base import Editor
 from editkit.utils.console import console, interactive
 from editkit.utils.progress import Heartbeat
 
@@ -44,7 +43,7 @@ class Speed(ProgressColumn):
 
 def processes(trainer: L.Trainer, editor: L.LightningModule) -> int:
     """Processes among which a batch's facts are dealt out: for each fact that is done here, so many are."""
-    return trainer.world_size if isinstance(editor, Editor) and editor.shards_facts else 1
+    return trainer.world_size if getattr(editor, "shards_facts", False) else 1
 
 
 class EditProgress(RichProgressBar):

@@ -64,6 +64,7 @@ def trainer(data: FactsDataModule, batch: int, processes: int = 1) -> Any:
 
 def test_facts_rows_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     data = FactsDataModule.of([Fact(f"Lyon {i}", "{} lies in", "Peru") for i in range(10)], batch_size=6)
+    data.make_plan()
     module: Any = L.LightningModule()
     clock = Clock()
     log = EditLog(every=60.0, clock=clock)
@@ -94,6 +95,7 @@ def test_facts_rows_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> Non
 def test_one_process_stands_for_all_and_the_others_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     data = FactsDataModule.of([Fact(f"Lyon {i}", "{} lies in", "Peru") for i in range(5)], batch_size=5)
     module: Any = L.LightningModule()
+    module.shards_facts = True
     for rank in (0, 1):
         log = EditLog(every=0.0, clock=Clock())
         there = trainer(data, 0, processes=2)
@@ -115,6 +117,13 @@ def test_it_ends_with_the_run_whatever_ends_that(error: type[BaseException], tmp
             assert beats()
             raise error
 
+    class Data(FactsDataModule):
+        def train_dataloader(self) -> Any:
+            return Fails().train_dataloader()
+
+        def val_dataloader(self) -> Any:
+            return []
+
     fit = L.Trainer(
         callbacks=[EditLog()], logger=False, enable_checkpointing=False, enable_model_summary=False, accelerator="cpu",
         max_epochs=1, default_root_dir=tmp_path,
@@ -122,7 +131,7 @@ def test_it_ends_with_the_run_whatever_ends_that(error: type[BaseException], tmp
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises((error, SystemExit)):
-            fit.fit(Fails())
+            fit.fit(Fails(), datamodule=Data())
     finally:
         signal.signal(signal.SIGINT, handler)  # which Trainer leaves ignored after Ctrl-C
     assert not beats()

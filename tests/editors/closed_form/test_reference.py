@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editkit.callbacks import WeightUpdate
 from editkit.data.facts import Fact, load_facts
-from editkit.editors import EMMET, MEMIT, Editor, ValueSearch
+from editkit.editors import EMMET, MEMIT, ClosedFormEditor, ValueSearch
+from editkit.edits import AppliedEdits
 from editkit.functional import factor_second_moment
-from editkit.models.editable import orient
 from editkit.models.loading import load_language_model
 from editkit.models.scoring import target_nll
 
@@ -35,7 +34,7 @@ def facts(shared: Path) -> list[Fact]:
     return load_facts(shared / "reference" / "facts.json")
 
 
-def attached(shared: Path, editor: Editor) -> Editor:
+def attached(shared: Path, editor: ClosedFormEditor) -> ClosedFormEditor:
     editor.attach(*load_language_model(str(shared / "reference" / "gpt2-tiny")))
     editor.configure_model()
     return editor
@@ -53,13 +52,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def test_values_and_keys(shared: Path, gold: dict[str, Tensor], facts: list[Fact]) -> None:
     editor = attached(shared, EMMET(layers=[2], values=search(shared)))
-    editor.find_values([[f] for f in facts])
-    values = torch.cat(editor.found.values, 1).T
+    vectors = editor.find_values([[f] for f in facts])
+    values = vectors.values.T
     errors = (values - gold["values"]).norm(dim=1) / gold["values"].norm(dim=1)
     assert errors.max() < 1e-4
-    assert relative(torch.cat(editor.found.keys, 1).T, gold["keys.2"]) < 1e-4
+    assert relative(vectors.keys.T, gold["keys.2"]) < 1e-4
     for layer in (1, 2):
-        keys = editor.keys([[f] for f in facts], layer)
+        keys = editor.searcher.keys([[f] for f in facts], layer)
         assert relative(keys.T, gold[f"keys.{layer}"]) < 1e-4
 
 
@@ -76,13 +75,12 @@ def test_deltas_and_likelihoods(
         if method == "emmet"
         else MEMIT(preservation_weight=100.0, **options),
     )
-    callback = WeightUpdate()
-    callback.second_moments = {layer: factor_second_moment(gold[f"second_moment.{layer}"]) for layer in layers}
-    editor.find_values([[f] for f in facts])
-    batch = callback.update(editor)
+    editor.preserve({layer: factor_second_moment(gold[f"second_moment.{layer}"]) for layer in layers})
+    edit = editor.edit_for(editor.find_values([[f] for f in facts]))
+    AppliedEdits(editor.editable).apply(edit)
     for layer in layers:
-        module = editor.editable.projection(layer)
-        delta = orient(module, batch.deltas[layer].dense())
+        name = editor.editable.parameter_of(layer)
+        delta = editor.editable.oriented(name, edit.deltas[name].dense())
         assert relative(delta, gold[f"{method}_{spread}.delta.{layer}"]) < 1e-3
     prompts = [p for f in facts for p in (f.text(), *f.paraphrase_prompts, *f.neighborhood_prompts) for _ in range(2)]
     targets = [t for f in facts for _ in range(3) for t in (f.target_new, f.target_true or "")]

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import editkit
 from editkit import EMMET, MEMIT, Fact, InputError, ValueSearch
 from editkit.cli.main import main
 from editkit.covariance import factored_second_moments
-from editkit.data.module import FactsDataModule, evaluation_rows
-from editkit.editors.closed_form.editor import Editor
-from editkit.editors.closed_form.tuning import FINER, PathPoint, _between_neighbors, best, score_path
+from editkit.data.module import FactsDataModule
+from editkit.data.plan import Tuning
+from editkit.data.rows import evaluation_rows
+from editkit.editors import ClosedFormEditor
+from editkit.editors.closed_form.tuning import FINER, RIDGES, PathPoint, _between_neighbors, best, score_path
+from editkit.evaluation.evaluator import Evaluator
+from editkit.evaluation.protocol import Protocol
+from editkit.evaluation.tuning import tuning_score
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ROOT = Path(__file__).resolve().parents[3]
 SEARCH = {"context_templates": [["{}"]], "num_steps": 5}
 
 
-@pytest.fixture(scope="module")
-def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("moments")
-
-
-def editor(moments: Path, kind: type[Editor] = MEMIT, **options: object) -> Editor:
+def editor(moments: Path, kind: type[ClosedFormEditor] = MEMIT, **options: object) -> ClosedFormEditor:
     source = editkit.SecondMomentSource(path=str(moments), num_tokens=8000)
     return kind(values=ValueSearch(**SEARCH), second_moment=source, **{"layers": [0], **options})
 
@@ -42,20 +42,21 @@ def data(**options: object) -> FactsDataModule:
 @pytest.mark.parametrize("layers", [[0], [0, 1]])
 def test_each_point_is_what_that_ridge_does(atlas: Loaded, moments: Path, layers: list[int]) -> None:
     """The scores on the path are those of runs with that ridge, one by one; and the weights come back."""
-    module = data()
-    module.hold_out()
-    rows = evaluation_rows(module.tuning, range(4))  # all of them, as an edit reports them
+    tuning = data().make_plan(hold_out=True).tuning
+    assert tuning is not None
+    rows = evaluation_rows(tuning.facts, range(4))  # all of them, as an edit reports them
     tuned = editor(moments, preservation_weight="auto", layers=layers)
     tuned.attach(*atlas)
     before = atlas[0].transformer.h[0].mlp.c_proj.weight.clone()
-    factored = factored_second_moments(tuned.editable, tuned.tokenizer, layers, tuned.second_moment)
-    points = score_path(tuned, factored, module.tuning, rows)
+    tuned.preserve(factored_second_moments(tuned.editable, tuned.tokenizer, layers, tuned.second_moment))
+    score = tuning_score(Evaluator(tuned.editable, tuned.tokenizer, Protocol()))
+    points = score_path(tuned._find, tuned.layer_solver, Tuning(tuning.facts, tuple(rows), score))
     assert torch.equal(atlas[0].transformer.h[0].mlp.c_proj.weight, before)
     assert [p.rho for p in points] == sorted(p.rho for p in points)
     assert points[0].norm > points[-1].norm
     for point in (points[0], points[len(points) // 2], points[-1]):
         given = editor(moments, preservation_weight=point.rho, layers=layers)
-        edited = editkit.edit(*atlas, module.tuning, given, progress=False)
+        edited = editkit.edit(*atlas, tuning.facts, given, progress=False)
         alone = edited.report()["after"]
         assert {name: pytest.approx(score, abs=0.1) for name, score in point.scores.items()} == {
             name: alone[name] for name in point.scores
@@ -68,37 +69,77 @@ def test_the_best_point_is_the_highest_and_of_equals_the_mildest() -> None:
     assert best(points).rho == 10.0
 
 
-def test_other_facts_are_taken_where_there_are_enough() -> None:
-    module = data()
-    reported = list(module.selected)
-    module.hold_out()
-    assert module.selected == reported  # nothing is taken from them
-    assert len(module.tuning) == module.batch_size
-    assert not {f.subject for f in module.tuning} & {f.subject for f in reported}
-    prompts = {row.prompt for row in evaluation_rows(module.selected, range(8))}
-    assert not prompts & {row.prompt for row in module.hold_out()}
-
-
-def test_of_facts_without_others_half_of_the_prompts_is_held_out() -> None:
-    given = data(num_facts=6).selected
-    module = FactsDataModule.of(given, 4)
-    tuning = {row.prompt for row in module.hold_out()}
-    assert module.hold_out()  # a second time changes nothing
-    reported = {row.prompt for row in evaluation_rows(module.selected, range(6))}
-    assert not tuning & reported
-    everything = {row.prompt for row in evaluation_rows(given, range(6))}
-    assert tuning | reported <= everything
-    kinds = [row.kind for row in module.hold_out()]
-    assert min(kinds.count(1), kinds.count(2)) > 0
-    assert not kinds.count(0)
-    assert [f.text() for f in module.selected] == [f.text() for f in given]
-    assert module.selected[4:] == given[4:]  # facts of later batches keep all
-
-
 def test_facts_without_scores_cannot_choose(atlas: Loaded, moments: Path) -> None:
     facts = [Fact("Rome", "{} lies in", "Spain"), Fact("Oslo", "{} lies in", "Peru")]
     with pytest.raises(InputError, match="ridge: 'auto' chooses by scores"):
         editkit.edit(*atlas, facts, editor(moments, EMMET, ridge="auto"), progress=False)
+
+
+def test_an_editor_used_twice_chooses_twice(atlas: Loaded, moments: Path) -> None:
+    """Each run has its own path and ρ: of its facts, and of its model."""
+
+    def edit(loaded: Loaded, made: ClosedFormEditor, facts: list[Fact]) -> editkit.EditedModel:
+        return editkit.edit(*loaded, facts, made, batch_size=3, progress=False, evaluate=False)
+
+    given = data(num_facts=6).selected
+    twice = editor(moments, EMMET, ridge="auto")
+    abouts = []
+    for facts in (given[:3], given[3:], given[:3]):
+        edited = edit(atlas, twice, facts)
+        abouts.append(edited.edits.about)
+        edited.undo()
+    fresh = edit(atlas, editor(moments, EMMET, ridge="auto"), given[3:])
+    assert abouts[1] == fresh.edits.about
+    fresh.undo()
+    assert abouts[0] == abouts[2]
+    paths = [about["ridge_path"] for about in abouts[:2]]
+    assert len(paths[0]) == len(paths[1]) == RIDGES + FINER
+    assert paths[0] != paths[1]
+    for about in abouts:
+        assert best([PathPoint(r["rho"], {"S": r["S"]}, 0.0) for r in about["ridge_path"]]).rho == about["rho"]
+
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(atlas[1]), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=128,
+    )  # fmt: skip
+    other = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), atlas[1]
+    twice.second_moment = editkit.SecondMomentSource(num_tokens=3000)
+    elsewhere = edit(other, twice, given[:3])
+    assert elsewhere.edits.about["ridge_path"] != paths[0]
+    elsewhere.undo()
+    alone = editor(moments, EMMET, ridge="auto")
+    alone.second_moment = twice.second_moment
+    again = edit(other, alone, given[:3]).edits.about
+    assert again["rho"] == elsewhere.edits.about["rho"]
+    assert again["ridge_path"] == elsewhere.edits.about["ridge_path"]
+
+
+def test_auto_waits_for_a_run(atlas: Loaded, moments: Path) -> None:
+    waiting = editor(moments, EMMET, ridge="auto")
+    waiting.attach(*atlas)
+    with pytest.raises(InputError, match="ridge: 'auto' is chosen when a run begins"):
+        _ = waiting.rho
+
+
+@pytest.mark.parametrize(("kind", "option"), [(EMMET, "ridge"), (MEMIT, "preservation_weight")])
+def test_the_chosen_ridge_is_that_of_the_solve(
+    atlas: Loaded, moments: Path, kind: type[ClosedFormEditor], option: str
+) -> None:
+    """``auto`` makes the edit that its ρ makes when it is given; also where EMMET has a weight w on C: ρ = αw."""
+    weight = {"preservation_weight": 4.0} if kind is EMMET else {}
+    facts = data(num_facts=3).selected
+    edits = []
+    for value in ("auto", None):
+        rho = edits[0].about["rho"] if edits else None
+        given = value or (rho / 4.0 if kind is EMMET else rho)
+        made = editor(moments, kind, **{option: given}, **weight)
+        edited = editkit.edit(*atlas, facts, made, progress=False, evaluate=False)
+        edits.append(edited.edits)
+        edited.undo()
+    one, two = (e.batches[0].edit.weight_changes() for e in edits)
+    for name, delta in one.items():
+        torch.testing.assert_close(delta.dense(), two[name].dense(), rtol=1e-5, atol=1e-7)
 
 
 def test_an_interrupted_run_keeps_its_choice(tmp_path: Path, moments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +163,7 @@ def test_an_interrupted_run_keeps_its_choice(tmp_path: Path, moments: Path, monk
     (edits / "batch_00001.safetensors").unlink()  # as if killed before it; the index still names it
     index = json.loads((edits / "edits.json").read_text(encoding="utf-8"))
     (edits / "edits.json").write_text(json.dumps({**index, "batches": []}), encoding="utf-8")
-    monkeypatch.setattr("editkit.callbacks.weight_update.score_path", None)  # would fail if it were asked again
+    monkeypatch.setattr("editkit.editors.closed_form.tuning.score_path", None)  # would fail if it were asked again
     assert main(command) == 0
     assert (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8") == before
 
