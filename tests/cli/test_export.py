@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import editkit.utils.progress
 from editkit.cli.main import main
 from editkit.data.facts import Fact
-from editkit.edits import EditBatch, Edits, load_edits, stored
+from editkit.edits import EditBatch, Edits, WeightEdit, load_edits
 from editkit.functional import LowRankDelta
 from editkit.models.editable import EditableModel, orient
 from editkit.models.fingerprint import fingerprint
 from editkit.models.loading import load_language_model
+
+WEIGHT = "transformer.h.0.mlp.c_proj.weight"  # of the atlas's block 0
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def edits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batches = [
         EditBatch(
             [Fact(f"Lyon {i}", "{} lies in", "Peru")],
-            {0: stored(LowRankDelta(torch.randn(d_out, 3 + i), torch.randn(d_in, 3 + i) / 20))},
+            WeightEdit(
+                deltas={WEIGHT: LowRankDelta(torch.randn(d_out, 3 + i), torch.randn(d_in, 3 + i) / 20)}
+            ).rounded(),
         )
         for i in range(2)
     ]
@@ -92,7 +96,7 @@ def test_an_adapter(
     assert export(f"--config={config}") == 0
     shown = capsys.readouterr().out
     card = (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
-    error = card.split("| 0 | `transformer.h.0.mlp.c_proj` | 2 | 3 | ")[1].split(" ")[0]
+    error = card.split("| `transformer.h.0.mlp.c_proj` | 2 | 3 | ")[1].split(" ")[0]
     assert 0 < float(error) < 1
     assert error in shown
 

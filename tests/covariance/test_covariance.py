@@ -27,7 +27,7 @@ from editkit.covariance.accumulate import SecondMoments
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.data.text import open_text
 from editkit.data.windows import Window, windows, within_budget
-from editkit.edits import apply_delta
+from editkit.edits.weight_edit import apply_delta
 from editkit.functional import LowRankDelta
 from editkit.models.editable import EditableModel, StopForward, watching
 from editkit.models.loading import load_language_model
@@ -184,9 +184,9 @@ def test_moments_of_other_weights_are_refused_and_layers_above_do_not_matter(
     second_moments(editable, tokenizer, [1], source, progress=False)
     change = LowRankDelta(0.1 * torch.randn(editable.hidden_size, 1), torch.randn(1536, 1))
     for layer in (2, 1):  # the keys of block 1 are as they were
-        apply_delta(editable, layer, change)
+        apply_delta(editable, editable.parameter_of(layer), change)
         second_moments(editable, tokenizer, [1], source, progress=False)
-    apply_delta(editable, 0, change)  # an edited model is no longer what its checkpoint says
+    apply_delta(editable, editable.parameter_of(0), change)  # an edited model is no longer what its checkpoint says
     refused(editable, tokenizer, source, ("lm:", "weights", "layer-1", "second_moment.trust=true"), layer=1)
     fresh = EditableModel(load_language_model("atlas", "bfloat16")[0])  # another dtype of the same weights is the same
     second_moments(fresh, tokenizer, [1], source, progress=False)
@@ -263,7 +263,7 @@ def never(*args: Any, **options: Any) -> None:
     raise AssertionError("the work was begun")
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "nowhere"])
+@pytest.mark.parametrize("rank_and_size", ["file", "file/below", "nowhere"])
 def test_a_path_that_cannot_be_is_found_before_the_work(
     place: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,28 @@ def test_a_ledger_of_schema_2_is_read_applied_and_exported(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_batches_of_both_schemas_are_exported_as_those_of_one(
+    build_model: Build, forms: Forms, make_ledger: MakeLedger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """What a run of an older editkit leaves that is gone on with: a parameter has two names in one ledger."""
+    model, fresh = build_model("gpt2"), build_model("gpt2")
+    made = forms((32, 128))
+    whole = make_ledger(model, [{0: made["low_rank"], 1: made["low_rank"]}, {0: made["low_rank"]}, {0: made["dense"]}])
+    write_schema_2(tmp_path / "mixed", replace(whole, batches=whole.batches[:2]), layers_of(model), whole.about)
+    whole.save(tmp_path / "whole")
+    batch_file(tmp_path / "whole", 2).rename(batch_file(tmp_path / "mixed", 2))
+    mixed = load_edits(tmp_path / "mixed")
+    assert len(mixed.batches) == 3
+    for rank in (None, 3):
+        one, two = (export_adapter(e, fresh, tmp_path / f"{n}-{rank}", rank=rank) for n, e in enumerate((whole, mixed)))
+        assert one == two
+        tensors = [load_file(tmp_path / f"{n}-{rank}" / "adapter_model.safetensors") for n in (0, 1)]
+        assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    export_checkpoint(mixed, fresh, tokenizer, tmp_path / "checkpoint")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
 def test_a_prompt_of_schema_2_is_read(build_model: Build, facts: list[Fact], tmp_path: Path) -> None:
     from editkit.edits import Context, EditBatch
 

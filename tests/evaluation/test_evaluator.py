@@ -16,6 +16,7 @@ from editkit.atlas.builtin import BuiltIn
 from editkit.data.facts import Fact
 from editkit.data.fitting import fits, fitted
 from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.plan import Measurement
 from editkit.data.probes import Probe, ProbeRow, ProbeSet, load_probe
 from editkit.data.rows import TextRow, evaluation_rows, generation_rows
 from editkit.data.tasks import TASKS
@@ -120,9 +121,9 @@ def test_neighbourhood_against_gold_or_against_the_original(subject: Evaluator) 
         r.share for i, r in enumerate(gold) if i not in others
     ]
     original = {r.key: tuple(t + 1 for t in r.predicted) for r in before}
-    after = replace(agreeing, original=original).edits(rows)
+    after = replace(agreeing, baseline=original).edits(rows)
     assert [after[i].share for i in others] == [0.0] * len(others)
-    unknown = replace(agreeing, original={}).edits(rows)
+    unknown = replace(agreeing, baseline={}).edits(rows)
     scores = FactScores()
     scores.update(unknown)
     assert "NA" not in scores.results() and "EA" in scores.results()  # not known is absent, not 0 or 100
@@ -232,12 +233,12 @@ def test_results_survive_the_records(atlas: tuple[PreTrainedModel, PreTrainedTok
     ]  # fmt: skip
     assert in_order(reversed(results)) == in_order(results)
     first, second = RunResults(FACTS, probes), RunResults(FACTS, probes)
-    first.add(results, {"before": range(3)}, None)
-    second.take(first.rows)
-    assert second.metrics(Protocol()) == first.metrics(Protocol()) and second.rows == first.rows
+    first.add(results, Measurement({"before": range(3)}))
+    second.take(first.records)
+    assert second.metrics(Protocol()) == first.metrics(Protocol()) and second.records == first.records
     index, numbers = {"a": 0, "b": 1, "c": 2}, {"cola": 0}
     for result in results:
         back = from_record(to_record(result, FACTS, probes), FACTS, index, numbers)
         assert to_record(back, FACTS, probes) == to_record(result, FACTS, probes)  # type: ignore[arg-type]
     edits = {r.key: r.predicted for r in results if isinstance(r, EditResult)}
-    assert second.original == edits
+    assert second.baseline == edits

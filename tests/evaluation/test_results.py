@@ -1,4 +1,4 @@
-"""What a run says of its probes, the skipped ones too: metrics, tables, files; and how zsRE is asked."""
+"""All that a run has measured: by phase, kept and taken over; its probes, the skipped ones too; how zsRE is asked."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from editkit.data.facts import Fact
+from editkit.data.plan import Measurement, RunPlan
 from editkit.data.probes import Probe, ProbeRow, ProbeSet
-from editkit.data.rows import UNRELATED, evaluation_rows, locality_question
+from editkit.data.rows import UNRELATED, EvaluationRow, GenerationRow, TextRow, evaluation_rows, locality_question
 from editkit.data.tasks import TASKS
-from editkit.evaluation.evaluator import ProbeResult, Result
+from editkit.evaluation.evaluator import EditResult, GenerationResult, ProbeResult, Result, TextResult
 from editkit.evaluation.plots import write_path
 from editkit.evaluation.protocol import Protocol
-from editkit.evaluation.results import RunResults
+from editkit.evaluation.results import SAMPLE, Record, RunResults
 from editkit.evaluation.tables import SCORES, WORDS, legend, notes, tables
+from editkit.metrics.probes import ProbeMetric
 
 SCORED = ("likelihood", "generation", "both")
 
@@ -48,7 +49,7 @@ def test_a_probe_that_was_skipped_whole_is_there_by_name(
     probes = [probe_set(0, "short", scored, 4), probe_set(1, "long", scored, 6)]
     results = RunResults([], probes, sequential=True)
     for phase, batch in (("before", None), ("after", 0)):
-        results.add([*answers(probes[0], range(4)), *answers(probes[1], ())], {phase: ()}, batch)
+        results.add([*answers(probes[0], range(4)), *answers(probes[1], ())], Measurement({phase: ()}, batch))
     metrics = json.loads(json.dumps(results.metrics(Protocol())))
     names = ["long", "long (generated)"] if scored == "both" else ["long"]
     assert list(metrics["probes"]) == [*(n.replace("long", "short") for n in names), *names]
@@ -88,21 +89,21 @@ def test_a_probe_that_was_skipped_whole_is_there_by_name(
 def test_questions_that_were_skipped_are_counted(scored: str) -> None:
     probe = probe_set(0, "cola", scored, 5)
     results = RunResults([], [probe])
-    results.add(answers(probe, (0, 1, 3)), {"before": ()}, None)
+    results.add(answers(probe, (0, 1, 3)), Measurement({"before": ()}))
     metrics = results.metrics(Protocol())
     for name in probe.probe.titles:
         assert metrics["probes"][name]["skipped"] == {"before": 2}
         assert metrics["probes"][name]["before"]["accuracy"] == 100
         assert notes(metrics, {})[0].startswith("cola: 2 of 5 questions skipped")
     again = RunResults([], [probe])
-    again.take(results.rows)
+    again.take(results.records)
     assert again.metrics(Protocol()) == metrics
 
 
 def test_all_probes_skipped_still_make_a_table() -> None:
     probe = probe_set(0, "cola", "likelihood", 2)
     results = RunResults([], [probe])
-    results.add(answers(probe, ()), {"before": ()}, None)
+    results.add(answers(probe, ()), Measurement({"before": ()}))
     (table,) = tables(results.metrics(Protocol()), "title", {"cola": "mcc"})
     assert list(table.columns[0].cells) == ["before"] and list(table.columns[1].cells) == ["–"]
 
@@ -120,19 +121,150 @@ def test_the_legend_names_what_is_shown() -> None:
     assert "GE" not in alone and "perplexity" not in alone and "EA efficacy" in alone and "NM neighborhood" in alone
 
 
-def test_what_stands_under_the_tables_is_printed_once_and_whole(tmp_path: Path) -> None:
-    from editkit.callbacks.report import Report
+# ---------------------------------------------------------------- phases, kept and taken over
 
-    probe = probe_set(0, "a name " * 30, "likelihood", 2)
-    report = Report()
-    report.book = RunResults([], [probe])
-    report.book.add(answers(probe, ()), {"before": ()}, None)
-    with (tmp_path / "out.txt").open("w", encoding="utf-8") as file:
-        report.show(Console(file=file, width=60), "title")
-    text = (tmp_path / "out.txt").read_text(encoding="utf-8")
-    for line in notes(report.metrics(), report.main):
-        assert text.count(line + "\n") == 1
+FACTS = [
+    Fact(
+        f"S{n}", "{} is", "x", "y", paraphrase_prompts=(f"is S{n}",), neighborhood_prompts=("T is",),
+        reference_texts=("x y",), fact_id=f"f{n}",
+    )
+    for n in range(5)
+]  # fmt: skip
+PLAN = RunPlan(tuple(FACTS), 2, sequential=True, probe_every=1)
 
+
+def edit_result(row: EvaluationRow, batch: int) -> EditResult:
+    """A result whose numbers tell which it is; facts come to be known in their own batch."""
+    known = row.fact // 2 <= batch and row.kind < 2
+    new, true = (1.0, 2.0) if known else (2.0, 1.0)
+    return EditResult(row, new + row.fact / 100, true, 1.0 if known else 0.0, (row.fact, batch + 1), "w", row.fact != 3)
+
+
+def validation(facts: Sequence[int], batch: int, probes: Sequence[ProbeSet] = ()) -> list[Result]:
+    """What a validation after ``batch`` (-1: before any) finds on ``facts``."""
+    results: list[Result] = [edit_result(r, batch) for r in evaluation_rows([FACTS[i] for i in facts], list(facts))]
+    results += [
+        GenerationResult(GenerationRow(i, "p", 0, "x y"), "x y z", 1.0 + i + batch, True) for i in facts if i % 2
+    ]
+    for probe in probes:
+        results += answers(probe, range(2 + batch, len(probe.rows)))
+    if probes:
+        results += [TextResult(TextRow(0, ()), 3.0 + batch, 4), TextResult(TextRow(1, ()), 5.0, 3)]
+    return results
+
+
+def whole_run(results: RunResults, probes: Sequence[ProbeSet], batches: Sequence[int] = (-1, 0, 1, 2)) -> None:
+    for batch in batches:
+        measurement = PLAN.before() if batch < 0 else PLAN.after(batch)
+        results.add(validation(measurement.facts, batch, probes), measurement)
+        phase = next(iter(measurement.phases))
+        results.add_samples([sample(FACTS[0], phase, measurement.batch)])
+
+
+def sample(fact: Fact, phase: str, batch: int | None) -> Record:
+    about = {"fact": fact.fact_id, "kind": SAMPLE, "prompt": fact.text(), "target_new": fact.target_new}
+    return {**about, "text": f"said {phase}", "phase": phase, "batch": batch}
+
+
+def test_each_phase_has_the_scores_of_its_facts() -> None:
+    results = RunResults(FACTS, [], sequential=True)
+    whole_run(results, [])
+    metrics = results.metrics(Protocol())
+    # fact 3 never fits: it is in no score, and counted
+    assert metrics["before"]["ES"] == metrics["before"]["EA"] == 0
+    assert metrics["after"]["ES"] == metrics["after"]["EA"] == metrics["final"]["PS"] == 100
+    assert metrics["skipped"] == {"before": 3, "after": 3, "final": 3}
+    assert metrics["before"]["GE"] == pytest.approx((1.0 + 3.0) / 2)  # 1 + fact + batch, of facts 1 and 3
+    assert metrics["after"]["GE"] == pytest.approx((2.0 + 5.0) / 2)
+    assert metrics["final"]["GE"] == pytest.approx((4.0 + 6.0) / 2)
+    assert set(metrics["intervals"]) == {"before", "after", "final"}
+    assert metrics["samples"] == [
+        {"prompt": "S0 is", "target_new": "x", "before": "said before", "after": "said after"}
+    ]  # fmt: skip
+
+
+def test_what_counts_for_two_phases_is_recorded_for_both() -> None:
+    results = RunResults(FACTS, [], sequential=True)
+    found = results.add(validation(PLAN.after(2).facts, 2), PLAN.after(2))
+    assert set(found.scores) == {"after", "final"}
+    assert found.skipped == 3
+    assert found.records == results.records
+    rewrites = [(r["phase"], r["fact"], r["batch"]) for r in found.records if r["kind"] == "rewrite"]
+    assert rewrites == [("after", "f4", 2), *(("final", f"f{n}", 2) for n in range(5))]
+    for phase, scores in found.scores.items():
+        alone = RunResults(FACTS, [])
+        alone.add(validation(PLAN.after(2).phases[phase], 2), Measurement({phase: PLAN.after(2).phases[phase]}, 2))
+        assert scores == {
+            name: {"mean": mean} for name, mean in alone.metrics(Protocol())[phase].items()
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("sequential", "cut"), [(True, 1), (True, 2), (False, 3)])
+def test_a_run_taken_over_ends_as_one_that_was_not(sequential: bool, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON, in between any two validations; and twice."""
+    monkeypatch.setattr(ProbeMetric, "interval", lambda metric: (float(metric.compute()),) * 2)  # which takes long
+    probes = [probe_set(0, "a", "both", 6), probe_set(1, "b", "likelihood", 4)]
+    whole = RunResults(FACTS, probes, sequential)
+    whole_run(whole, probes)
+    first = RunResults(FACTS, probes, sequential)
+    whole_run(first, probes, (-1, 0, 1, 2)[:cut])
+    second = RunResults(FACTS, probes, sequential)
+    second.take(json.loads(json.dumps(first.records)))
+    assert second.records == first.records
+    assert second.baseline == first.baseline == whole.baseline
+    assert second.points == first.points
+    whole_run(second, probes, (-1, 0, 1, 2)[cut:])
+    third = RunResults(FACTS, probes, sequential)
+    third.take(json.loads(json.dumps(second.records)))
+    for results in (second, third):
+        assert results.records == whole.records
+        assert results.metrics(Protocol()) == whole.metrics(Protocol())
+    assert [(p.phase, p.batch) for p in third.points] == [("before", None), ("after", 0), ("after", 1), ("after", 2)]
+
+
+def test_what_is_of_no_fact_or_probe_of_the_run_is_kept_and_not_counted() -> None:
+    probes = [probe_set(0, "a", "likelihood", 6)]
+    run = RunResults(FACTS, probes, sequential=True)
+    whole_run(run, probes)
+    other = RunResults(FACTS[:2], [], sequential=True)
+    other.take(run.records)
+    assert other.records == run.records
+    assert not other.abilities().keys() - {"text"}
+    expected = RunResults(FACTS[:2], [], sequential=True)
+    expected.take(r for r in run.records if r.get("fact") in ("f0", "f1"))
+    assert other.metrics(Protocol())["final"] == expected.metrics(Protocol())["final"]
+
+
+def test_what_has_been_measured_is_known() -> None:
+    results = RunResults(FACTS, [])
+    assert results.baseline is None
+    assert not results.has("before")
+    whole_run(results, [], (-1, 0))
+    assert results.has("before")
+    assert results.has("after", 0)
+    assert not results.has("after", 1)
+    assert not results.has("final", 0)
+    assert results.baseline is not None
+    assert results.baseline[0, 1, 0] == (0, 0)  # fact, kind and number to what was predicted before
+
+
+def test_abilities_after_the_run() -> None:
+    """Of sequential batches those after the last; of independent ones the mean."""
+    probes = [probe_set(0, "a", "likelihood", 6)]
+    found = {}
+    for sequential in (True, False):
+        results = RunResults(FACTS, probes, sequential)
+        whole_run(results, probes)
+        found[sequential] = results.abilities()["text"]
+    values = [p.figures["text"]["perplexity"]["mean"] for p in results.points]
+    assert found[True]["before"] == found[False]["before"] == {"perplexity": values[0]}
+    assert found[True]["after"]["perplexity"] == values[3]
+    assert found[False]["after"]["perplexity"] == pytest.approx(sum(values[1:]) / 3)
+    assert set(found[True]["intervals"]) == {"before", "after"}
+    assert set(found[False]["intervals"]) == {"before"}  # a mean of three has none
+
+
+# ---------------------------------------------------------------- zsRE
 
 ZSRE = Fact(
     "UniFirst", "What does {} make?", "uniform",

@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.pytorch_utils import Conv1D
 
 from editkit.data.facts import Fact
-from editkit.edits import EditBatch, Edits, load_edits, stored
-from editkit.edits.weights import hashes
+from editkit.edits import Context, EditBatch, Edits, PromptEdit, WeightEdit, load_edits
 from editkit.export import export_adapter, export_checkpoint
 from editkit.functional import Delta, DenseDelta, LowRankDelta, ZeroDelta
 from editkit.models.editable import EditableModel, orient
-from editkit.models.fingerprint import fingerprint
+from editkit.models.fingerprint import fingerprint, tensor_hash
 from editkit.utils.errors import InputError
 
 FACTS = [Fact("Lyon", "{} lies in", "Peru", "France"), Fact("a|b", "{} is", "x")]
+WEIGHT = "transformer.h.0.mlp.c_proj.weight"  # of block 0 of GPT-2
 IDS = torch.arange(3, 45).view(3, 14)
 
 
@@ -37,7 +37,11 @@ def change(model: PreTrainedModel, layer: int, rank: int) -> LowRankDelta:
 
 
 def ledger(model: PreTrainedModel, *batches: dict[int, Delta], sequential: bool = True) -> Edits:
-    made = [EditBatch(FACTS, {layer: stored(delta) for layer, delta in batch.items()}) for batch in batches]
+    name = EditableModel(model).parameter_of
+    made = [
+        EditBatch(FACTS, WeightEdit(deltas={name(layer): delta for layer, delta in batch.items()}).rounded())
+        for batch in batches
+    ]
     about = {
         "editor": "editkit.EMMET",
         "hyperparameters": {"ridge": 0.5, "dtype": str(model.dtype).removeprefix("torch.")},
@@ -45,6 +49,10 @@ def ledger(model: PreTrainedModel, *batches: dict[int, Delta], sequential: bool 
         "versions": {"editkit": "0.1.0"},
     }
     return Edits(made, sequential, fingerprint(model), about)
+
+
+def hashes(model: PreTrainedModel) -> dict[str, str]:
+    return {name: tensor_hash(parameter) for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
@@ -66,10 +74,10 @@ def test_every_family(
 ) -> None:
     model = build_model(family_name)
     edits = ledger(model, {0: change(model, 0, 2), 2: change(model, 2, 3)}, {0: change(model, 0, 2)})
-    way_back = hashes(EditableModel(model), [0, 2])
+    way_back = hashes(model)
     export_checkpoint(edits, model, tokenizer, tmp_path / "checkpoint")
     layers = export_adapter(edits, model, tmp_path / "adapter")
-    assert hashes(EditableModel(model), [0, 2]) == way_back  # the model is as it came
+    assert hashes(model) == way_back  # the model is as it came
 
     unedited = logits(model)
     edited = edits.apply(build_model(family_name))
@@ -81,9 +89,10 @@ def test_every_family(
         assert name == other_name
         assert torch.equal(one, other), name
 
-    assert [(layer.layer, layer.rank, layer.full_rank, layer.error) for layer in layers] == [
-        (0, 4, 4, 0.0),
-        (2, 3, 3, 0.0),
+    names = [EditableModel(model).parameter_of(layer).removesuffix(".weight") for layer in (0, 2)]
+    assert [(layer.module, layer.rank, layer.full_rank, layer.error) for layer in layers] == [
+        (names[0], 4, 4, 0.0),
+        (names[1], 3, 3, 0.0),
     ]
     config = PeftConfig.from_pretrained(tmp_path / "adapter")
     projections = [EditableModel(model).projection(layer) for layer in (0, 2)]
@@ -125,7 +134,8 @@ def test_a_truncated_adapter_states_its_error(
     kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
     for layer in layers:
         a, b = (kept[f"base_model.model.{layer.module}.lora_{x}.weight"].double() for x in "AB")
-        deltas = [batch.deltas[layer.layer] for batch in edits.batches if layer.layer in batch.deltas]
+        changes = [batch.edit.weight_changes() for batch in edits.batches]
+        deltas = [change[f"{layer.module}.weight"] for change in changes if f"{layer.module}.weight" in change]
         total = torch.stack([delta.dense(torch.float64) for delta in deltas]).sum(0)
         assert float((b @ a - total).norm() / total.norm()) == pytest.approx(layer.error, rel=1e-4, abs=1e-6)
         assert f"{layer.error:.2e}" in (tmp_path / "out" / "README.md").read_text() or layer.error == 0.0
@@ -172,7 +182,7 @@ def test_the_card_tells_what_was_edited_and_how(
     export_adapter(edits, build_model("gpt2"), tmp_path / "adapter", lm="atlas")
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "base_model:" not in card
-    assert "| 0 | `transformer.h.0.mlp.c_proj` | 1 | 1 | float32 rounding |" in card
+    assert "| `transformer.h.0.mlp.c_proj` | 1 | 1 | float32 rounding |" in card
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "atlas"
 
 
@@ -189,7 +199,7 @@ def test_what_it_refuses_leaves_nothing(
         with pytest.raises(InputError, match=rf"rank: expected a number from 1 to 3.*but got {rank}"):
             export_adapter(edits, model, out, rank=rank)
     nothing, prompted = ledger(model, {0: ZeroDelta((32, 128))}), ledger(model, {0: change(model, 0, 1)})
-    prompted.batches[0].prompt = "Lyon lies in Peru."
+    prompted.batches.append(EditBatch(FACTS, PromptEdit(contexts=(Context("Lyon lies in Peru. "),))))
     for export in (export_adapter, lambda e, m, o: export_checkpoint(e, m, tokenizer, o)):
         with pytest.raises(InputError, match="edits: expected a ledger with weight changes"):
             export(nothing, model, out)
@@ -197,8 +207,13 @@ def test_what_it_refuses_leaves_nothing(
             export(prompted, model, out)
     with pytest.raises(InputError, match="edits: expected a change of some weight"):
         export_adapter(
-            Edits([EditBatch(FACTS, {0: DenseDelta(torch.zeros(32, 128))})], True, fingerprint(model)), model, out
-        )
+            Edits([EditBatch(FACTS, WeightEdit(deltas={WEIGHT: DenseDelta(torch.zeros(32, 128))}))], True,
+                  fingerprint(model)),
+            model, out,
+        )  # fmt: skip
+    bias = WeightEdit(deltas={"transformer.h.0.mlp.c_proj.bias": DenseDelta(torch.ones(32))})
+    with pytest.raises(InputError, match=r"format: a LoRA adapter holds .* change transformer.h.0.mlp.c_proj.bias"):
+        export_adapter(Edits([EditBatch(FACTS, bias)], True, fingerprint(model)), model, out)
     other = build_model("gpt2", n_layer=2)
     for export in (export_adapter, lambda e, m, o: export_checkpoint(e, m, tokenizer, o)):
         with pytest.raises(InputError, match=f"fingerprint {fingerprint(model)}, but got {fingerprint(other)}"):
@@ -223,6 +238,33 @@ def test_what_it_refuses_leaves_nothing(
     assert not list(tmp_path.glob("*new*"))
     assert not list(tmp_path.glob(".*"))
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_other_linear_maps_than_projections(
+    name: str, build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """An edit of any parameter goes into a checkpoint; one of any linear map into an adapter."""
+    model = build_model(name)
+    editable = EditableModel(model)
+    last = editable.parameter_of(2)
+    attention = "transformer.h.1.attn.c_attn.weight" if name == "gpt2" else "model.layers.1.self_attn.q_proj.weight"
+    shapes = {n: tuple(editable.oriented(n, editable.parameter(n)).shape) for n in (last, attention)}
+    deltas: dict[str, Delta] = {
+        n: LowRankDelta(torch.randn(rows, 2), torch.randn(columns, 2)) for n, (rows, columns) in shapes.items()
+    }
+    edits = Edits([EditBatch(FACTS, WeightEdit(deltas=deltas).rounded())], True, fingerprint(model))
+    layers = export_adapter(edits, model, tmp_path / "adapter")
+    assert [layer.module for layer in layers] == [n.removesuffix(".weight") for n in (attention, last)]  # in order
+    edited = edits.apply(build_model(name))
+    assert (logits(load_adapter(build_model(name), tmp_path / "adapter")) - logits(edited)).abs().max() < 1e-4
+
+    norm = "transformer.ln_f.weight" if name == "gpt2" else "model.norm.weight"
+    other = Edits([EditBatch(FACTS, WeightEdit(deltas={**deltas, norm: DenseDelta(torch.randn(32))}).rounded())], True,
+                  fingerprint(model))  # fmt: skip
+    export_checkpoint(other, model, tokenizer, tmp_path / "checkpoint")
+    loaded, expected = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint"), other.apply(build_model(name))
+    assert hashes(loaded) == hashes(expected) != hashes(edited)
 
 
 def test_an_empty_folder_is_filled(build_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
