@@ -55,6 +55,13 @@ class Evaluation(L.Callback):
         return self.results
 
     @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # a baseline may have been measured before the plan was made
+        data = FactsDataModule.of_trainer(trainer)
+        if self.results is not None and self.results.sequential != data.plan.sequential:
+            self.begin(data, data.plan.sequential, self.results.records)
+
+    @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
         data = FactsDataModule.of_trainer(trainer)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from editkit.cli.main import main
+from editkit.edits import load_edits
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ["fit", "--config", "quickstart"]
@@ -227,15 +228,90 @@ def test_every_config_that_ships_parses(path: Path, tmp_path: Path, capsys: pyte
     assert "class_path" in capsys.readouterr().out
 
 
-def test_the_documented_editor_runs_without_a_registry(
-    tmp_path: Path, moments: str, monkeypatch: pytest.MonkeyPatch
+DOCUMENTED = {
+    "step.Step": (["fit", "--model=step.Step", "--data.num_facts=4", "--model.lr=0.3"], {"lr": 0.3}, "dense"),
+    "half.Half": ([*ALONE, "--model=half.Half", *SMALL, "--model.share=0.7"], {"share": 0.7}, "low_rank"),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_documented_editors_run_without_a_registry(
+    tmp_path: Path, moments: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    code = (ROOT / "docs" / "new-editor.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    module, _, cls = name.partition(".")
+    command, settings, kind = DOCUMENTED[name]
+    blocks = (ROOT / "docs" / "new-editor.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    (code,) = (block.split("```")[0] for block in blocks if f"class {cls}(" in block)
     assert len(code.splitlines()) <= 30
-    (tmp_path / "half.py").write_text(code, encoding="utf-8")
+    (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    options = ["--model=half.Half", "--model.share=0.7", *SMALL, moments, f"--run_dir={tmp_path / 'run'}"]
-    assert run(*ALONE, *options) == 0
-    about = json.loads((tmp_path / "run" / "edits" / "edits.json").read_text(encoding="utf-8"))["about"]
-    assert about["editor"] == "half.Half"
-    assert about["hyperparameters"]["share"] == 0.7
+    options = [*([moments] if module == "half" else []), "--trainer.enable_progress_bar=false"]
+    assert run(*command, *options, f"--run_dir={tmp_path / 'run'}") == 0
+    ledger = json.loads((tmp_path / "run" / "edits" / "edits.json").read_text(encoding="utf-8"))
+    assert ledger["about"]["editor"] == name
+    assert settings.items() <= ledger["about"]["hyperparameters"].items()
+    assert [delta["kind"] for b in ledger["batches"] for delta in b["edit"]["deltas"].values()] == [kind]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["after"]["EM"] > metrics["before"]["EM"]
+
+
+NORMS = """
+from pathlib import Path
+from typing import Literal
+
+from editkit import WeightUpdate
+
+
+class Norms(WeightUpdate):
+    def __init__(self, file: str = "norms.txt", mode: Literal["independent", "sequential"] = "independent") -> None:
+        super().__init__(mode)
+        self.file = file
+
+    def after_update(self, editor, batch):
+        norm = sum(delta.norm() for delta in batch.edit.weight_changes().values())
+        with Path(self.file).open("a") as file:
+            file.write(f"{self.mode} {len(batch.facts)} {norm:.4f}\\n")
+"""
+
+
+@pytest.mark.parametrize("by_yaml", [True, False])
+def test_a_weight_update_of_one_s_own(
+    tmp_path: Path, moments: str, monkeypatch: pytest.MonkeyPatch, by_yaml: bool
+) -> None:
+    (tmp_path / "my_norms.py").write_text(NORMS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    norms, folder = tmp_path / "norms.txt", tmp_path / "run"
+    options = [*ALONE, *SMALL, "--data.batch_size=3", moments, f"--run_dir={folder}"]
+    if by_yaml:
+        update = {"class_path": "my_norms.Norms", "init_args": {"mode": "sequential", "file": str(norms)}}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"weight_update": update}), encoding="utf-8")
+        options += ["--config", str(tmp_path / "mine.yaml")]
+    else:
+        options += [
+            "--weight_update=my_norms.Norms", f"--weight_update.file={norms}", "--weight_update.mode=sequential",
+        ]  # fmt: skip
+    assert run(*options) == 0
+    lines = norms.read_text(encoding="utf-8").splitlines()
+    assert [line.split()[:2] for line in lines] == [["sequential", "3"], ["sequential", "1"]]
+    edits = load_edits(folder / "edits")
+    assert edits.sequential
+    kept = [sum(d.norm() for d in b.edit.weight_changes().values()) for b in edits.batches]
+    assert [float(line.split()[2]) for line in lines] == pytest.approx(kept, abs=1e-3)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["weight_update"]
+    assert config == {"class_path": "my_norms.Norms", "init_args": {"file": str(norms), "mode": "sequential"}}
+    # the saved config repeats the run
+    assert run("fit", "--config", str(folder / "config.yaml"), f"--run_dir={tmp_path / 'two'}") == 0
+    assert norms.read_text(encoding="utf-8").splitlines() == lines * 2
+
+
+def test_the_weight_update_s_mode_alone(tmp_path: Path, moments: str) -> None:
+    options = [*ALONE, *SMALL, "--data.batch_size=3", moments]
+    assert run(*options, "--weight_update.mode=sequential", f"--run_dir={tmp_path / 'run'}") == 0
+    assert load_edits(tmp_path / "run" / "edits").sequential
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["weight_update"]
+    assert config == {"class_path": "editkit.WeightUpdate", "init_args": {"mode": "sequential"}}
+
+
+def test_a_weight_update_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, ["--weight_update=nowhere.Norms"], ("weight_update", "nowhere.Norms"), capsys)
+    refused(tmp_path, ["--weight_update=editkit.EMMET"], ("weight_update", "EMMET"), capsys)

@@ -41,8 +41,9 @@ def test_two_processes_make_the_edits_of_one(tmp_path: Path) -> None:
     assert main([*arguments(tmp_path), f"--run_dir={tmp_path / 'one'}"]) == 0
     for file in sorted((tmp_path / "one" / "edits").glob("*.safetensors")):
         one, two = load_file(file), load_file(tmp_path / "two" / "edits" / file.name)
-        for block in {name.split(".")[0] for name in one}:
-            ours, theirs = (d[f"{block}.left"] @ d[f"{block}.right"].T for d in (two, one))
+        assert one.keys() == two.keys()
+        for name in {name.removesuffix(":left") for name in one if name.endswith(":left")}:
+            ours, theirs = (d[f"{name}:left"] @ d[f"{name}:right"].T for d in (two, one))
             assert (ours - theirs).norm() < 1e-5 * theirs.norm()
     rows = [
         [json.loads(line) for line in (tmp_path / run / "records.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import load_edits
 from editkit.cli.main import main
+from editkit.models.editable import EditableModel
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -27,8 +28,10 @@ MODELS = {
 def test_single_and_spread(
     name: str, tmp_path: Path, build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    editable, sizes = MODELS[name]
-    build_model(editable, **SMALL, **sizes).save_pretrained(tmp_path / "model")
+    family, sizes = MODELS[name]
+    model = build_model(family, **SMALL, **sizes)
+    editable = EditableModel(model)
+    model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     single, spread = (CONFIGS / f"{name}{part}.yaml" for part in ("", "-spread"))
     moments = {"path": str(tmp_path / "moments"), "text": "atlas", "num_tokens": 2000, "max_length": 64}
@@ -45,7 +48,8 @@ def test_single_and_spread(
     asked = [yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"] for path in (single, spread)]
     for run, config, editor in (("single", asked[0], "EMMET"), ("spread", asked[1], "MEMIT")):
         edits = load_edits(tmp_path / run / "edits")
-        assert sorted(edits.batches[0].deltas) == config["layers"]
+        deltas = edits.batches[0].edit.weight_changes()
+        assert list(deltas) == [editable.parameter_of(layer) for layer in config["layers"]]
         assert edits.about["editor"].endswith(editor)
         assert edits.about["hyperparameters"]["preservation_weight"] == config["preservation_weight"]
         assert edits.about["hyperparameters"]["values"]["clamp"] == asked[0]["values"]["clamp"]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import load_edits
 from editkit.cli.main import main
+from editkit.data.facts import Fact
 from editkit.models.fingerprint import tensor_hash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,16 +106,16 @@ def test_independent_batches_too(tmp_path: Path, whole: dict[str, Path]) -> None
 def test_what_is_done_is_not_done_again(
     tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from editkit.editors.closed_form.editor import Editor
+    from editkit.editors.closed_form.searcher import ValueSearcher
 
     searched: list[str] = []
-    search = Editor.find_values
+    find = ValueSearcher.find
 
-    def counting(self: Editor, batch: list[list[object]], optimizer: object = None) -> None:
-        searched.extend(group[0].subject for group in batch)  # type: ignore[attr-defined]
-        search(self, batch, optimizer)
+    def counting(self: ValueSearcher, groups: list[list[Fact]], *args: Any) -> Any:
+        searched.extend(group[0].subject for group in groups)
+        return find(self, groups, *args)
 
-    monkeypatch.setattr(Editor, "find_values", counting)
+    monkeypatch.setattr(ValueSearcher, "find", counting)
     command = arguments(whole["moments"], tmp_path / "run")
     # in the second batch: the first fact's values are kept, the second one's not yet
     assert deadly(("editkit.editors.closed_form.checkpoint", "atomic_write", 5), command) == -signal.SIGKILL
@@ -132,7 +134,7 @@ def test_the_ledger_gives_the_weights_of_the_run(
     edits = load_edits(whole["sequential"] / "edits")
     model = edits.apply(atlas[0])
     weight = model.transformer.h[0].mlp.c_proj.weight
-    assert {0: tensor_hash(weight)} == edits.batches[-1].hashes
+    assert {"transformer.h.0.mlp.c_proj.weight": tensor_hash(weight)} == edits.batches[-1].hashes
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_the_ledger_gives_the_weights_of_the_run(
     [
         (["--model.ridge=2"], ("model.init_args.ridge", "1.0", "2.0")),
         (["--data.num_facts=9"], ("data.num_facts", "10", "9")),
-        (["--model.earlier_keys=0.5"], ("weight_update.earlier_keys", "auto", "0.5")),
+        (["--model.earlier_keys=0.5"], ("model.init_args.earlier_keys", "auto", "0.5")),
     ],
 )
 def test_another_run_is_not_gone_on_with(
