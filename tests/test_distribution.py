@@ -14,6 +14,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import editkit
 
@@ -116,3 +117,18 @@ def test_the_reference_has_a_page_for_each_public_package_and_every_public_name(
     assert all(f"\n{path.stem}\n" in index for path in (ROOT / "docs").glob("*.md") if path.stem != "index")
     told = set(re.findall(r"^(?:\.\. auto\w+::| +)[ ~]+editkit\.(?:[\w.]+\.)?(\w+)$", pages["editkit"], re.M))
     assert told == set(editkit.__all__)
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"editkit-{PROJECT['version']}-py3" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_lowest_versions_are_within_those_that_are_tested_with() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = {normal(name): number for name, number in (line.split("==") for line in constraints if "==" in line)}
+    extras = PROJECT["optional-dependencies"]
+    for line in [*PROJECT["dependencies"], *extras["dev"], *extras["docs"]]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(tested[normal(requirement.name)]), line

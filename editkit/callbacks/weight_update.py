@@ -19,6 +19,7 @@ from editkit.editors.base import Editor
 from editkit.edits import AppliedEdits, EditBatch, Edits
 from editkit.edits.applied import matches_record
 from editkit.edits.batch import hashes_of
+from editkit.edits.edit import Undo
 from editkit.edits.files import write_batch
 from editkit.edits.same_run import check_same_run
 from editkit.evaluation.evaluator import Evaluator
@@ -26,7 +27,7 @@ from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.ridge_path import write_path
 from editkit.evaluation.tuning import tuning_score
 from editkit.models.fingerprint import fingerprint
-from editkit.utils.distributed import broadcast_object, place, raise_on_all_ranks
+from editkit.utils.distributed import broadcast_object, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
 from editkit.utils.progress import progress_bar
 
@@ -163,7 +164,7 @@ class WeightUpdate(L.Callback):
 
         Everything is undone if the edit cannot be made, applied or kept.
         """
-        rank, _ = place()
+        rank, _ = rank_and_size()
         editor.synchronize()
         edit, error = None, None
         try:
@@ -173,17 +174,15 @@ class WeightUpdate(L.Callback):
         raise_on_all_ranks(error)
         edit = broadcast_object(edit)
         assert edit is not None and self.applied is not None
-        undo = self.applied.apply(edit)
+        undo: Undo = _nothing
         try:
-            batch = EditBatch.of(facts, edit, editor.editable)
-            if self.folder is not None and rank == 0:
-                write_batch(self.folder, len(self.edits.batches), batch)
-        except Exception as caught:
-            error = caught
-        except BaseException:
-            undo()
-            raise
-        try:
+            try:
+                undo = self.applied.apply(edit)
+                batch = EditBatch.of(facts, edit, editor.editable)
+                if self.folder is not None and rank == 0:
+                    write_batch(self.folder, len(self.edits.batches), batch)
+            except Exception as caught:
+                error = caught
             raise_on_all_ranks(error)
         except BaseException:
             undo()
@@ -208,7 +207,7 @@ class WeightUpdate(L.Callback):
         first = self.edits.batches[: self._start]
         last = self._start == plan.num_batches
         chosen = first if self.mode == "sequential" else first[-1:] if last else []
-        with progress_bar(shown=plan.progress and place()[0] == 0 and len(chosen) >= 10) as bar:
+        with progress_bar(shown=plan.progress and rank_and_size()[0] == 0 and len(chosen) >= 10) as bar:
             for batch in bar.track(chosen, description="Edits so far"):
                 self._apply(editor, batch)
         if chosen and not matches_record(editor.editable, chosen[-1]):
@@ -222,10 +221,14 @@ class WeightUpdate(L.Callback):
             setattr(progress, name, self._start)
 
     def _save_index(self) -> None:
-        if self.folder is not None and place()[0] == 0:
+        if self.folder is not None and rank_and_size()[0] == 0:
             self.edits.save_index(self.folder)
             if path := self.edits.about.get("ridge_path"):
                 write_path(self.folder, path, self.edits.about["rho"])
+
+
+def _nothing() -> None:
+    pass
 
 
 def _differing(editor: Editor, recorded: dict[str, str], batch: EditBatch, rank: int) -> InputError | None:

@@ -21,7 +21,7 @@ from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
 from editkit.models.editable import EditableModel
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
-from editkit.utils.distributed import place, with_strategy
+from editkit.utils.distributed import rank_and_size, with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
@@ -92,7 +92,7 @@ def run(argv: list[str]) -> None:
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"trainer: {error}; see editkit covariance --help") from error
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
-    if place()[0] == 0:
+    if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))
 
 

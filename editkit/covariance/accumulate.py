@@ -16,7 +16,7 @@ from editkit.data.windows import Round, TextDataModule
 from editkit.functional.second_moment import SecondMomentSum, relative_change
 from editkit.models.editable import EditableModel, StopForward, orient, watching
 from editkit.models.fused import fused_activations
-from editkit.utils.distributed import broadcast_object, place, raise_on_all_ranks
+from editkit.utils.distributed import broadcast_object, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
 from editkit.utils.memory import free_bytes
 
@@ -89,7 +89,7 @@ class SecondMoments(L.LightningModule):
                 layer: SecondMomentSum.zeros(input_width(self.editable, layer), where) for layer in self.layers
             }
             self._rows = {layer: [] for layer in self.layers}
-            kept = self.partial.load() if place()[0] == 0 else None
+            kept = self.partial.load() if rank_and_size()[0] == 0 else None
             if kept is not None:
                 tensors, state = kept
                 for layer, total in self.sums.items():
@@ -161,7 +161,7 @@ class SecondMoments(L.LightningModule):
 
     def _gather(self, everywhere: bool = False) -> None:
         """Add up the processes' sums, in place: on rank 0, the others going on from zero, or on all at the end."""
-        rank, world = place()
+        rank, world = rank_and_size()
         for layer, total in self.sums.items():
             self._flush(layer)
             if world == 1:
@@ -184,7 +184,7 @@ class SecondMoments(L.LightningModule):
         """At a doubling of the tokens: how much did C change since the last one?"""
         self._gather()
         changes = []
-        if place()[0] == 0:
+        if rank_and_size()[0] == 0:
             for layer, total in self.sums.items():
                 if layer in self.before:
                     before = self.before[layer]
@@ -200,7 +200,7 @@ class SecondMoments(L.LightningModule):
     def _save(self) -> None:
         self._gather()
         error: Exception | None = None
-        if place()[0] == 0:
+        if rank_and_size()[0] == 0:
             tensors = {f"sum.{layer}": total.total for layer, total in self.sums.items()}
             tensors |= {f"before.{layer}": total.total for layer, total in self.before.items()}
             state = {name: getattr(self, name) for name in ("batches", "tokens", "documents", "change", "converged")}

@@ -25,7 +25,7 @@ from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
 from editkit.models.editable import EditableModel
 from editkit.utils.console import console, print_line
-from editkit.utils.distributed import broadcast_object, on_device, place, raise_on_all_ranks
+from editkit.utils.distributed import broadcast_object, on_device, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
 from editkit.utils.files import cache_folder, check_can_write, digest
 from editkit.utils.progress import heartbeat
@@ -107,7 +107,7 @@ def factored_second_moments(
 ) -> dict[int, FactoredSecondMoment]:
     """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
     folder = ensure(editable, tokenizer, layers, source, progress)
-    with heartbeat("second moments: reading the factors", progress and place()[0] == 0):
+    with heartbeat("second moments: reading the factors", progress and rank_and_size()[0] == 0):
         return {layer: folder.factored(layer) for layer in sorted(set(layers))}
 
 
@@ -144,7 +144,7 @@ def ensure(
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
     """
-    rank = place()[0] if trainer is None else trainer.global_rank
+    rank = rank_and_size()[0] if trainer is None else trainer.global_rank
     with heartbeat("second moments: looking for what there is", progress and rank == 0) as working_on:
         return _ensure(editable, tokenizer, layers, source, progress, trainer, rank, working_on)
 
@@ -240,7 +240,7 @@ def _estimate(
         working_on(f"second moments: eigenvalues and factor of block {layer}")
         error: Exception | None = None
         try:
-            if place()[0] == 0:
+            if rank_and_size()[0] == 0:
                 if not module.tokens:
                     raise InputError(f"second_moment.text: expected at least one token, but {source.text!r} has none")
                 if not source.ridge:
@@ -255,7 +255,7 @@ def _estimate(
         except Exception as caught:
             error = caught
         raise_on_all_ranks(error)
-    if place()[0] == 0:
+    if rank_and_size()[0] == 0:
         partial.remove()
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from editkit.data.text import Text, TextSource
 from editkit.models.spans import length_batches, pad
-from editkit.utils.distributed import place
+from editkit.utils.distributed import rank_and_size
 from editkit.utils.errors import InputError
 
 DOCUMENTS = 256  # tokenised at once
@@ -122,7 +122,7 @@ class Rounds(IterableDataset[Round]):
 
     @override
     def __iter__(self) -> Iterator[Round]:
-        rank, world = place()
+        rank, world = rank_and_size()
         mine: list[Window] = []
         tokens = documents = number = slot = 0
         check_at = self.data.first_check

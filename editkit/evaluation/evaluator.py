@@ -144,14 +144,14 @@ class Evaluator:
         tokenizer: its tokenizer.
         protocol: how it is measured.
         probes: the probes whose rows may come.
-        original: what the unedited model predicted, where that is known; None: this is the unedited model.
+        baseline: what the unedited model predicted, where that is known; None: this is the unedited model.
     """
 
     editable: EditableModel
     tokenizer: PreTrainedTokenizerBase
     protocol: Protocol
     probes: Sequence[ProbeSet] = ()
-    original: BaselinePredictions | None = None
+    baseline: BaselinePredictions | None = None
 
     def measure(self, rows: Sequence[Row]) -> list[Result]:
         """Results of rows of one sort, in their order."""
@@ -179,7 +179,7 @@ class Evaluator:
             right = scores.wanted[wanted]
             if row.kind in (NEIGHBORHOOD, UNRELATED) and self.protocol.neighborhood == "original":
                 key = row.fact, row.kind, row.number
-                right = predicted if self.original is None else self.original.get(key, ())
+                right = predicted if self.baseline is None else self.baseline.get(key, ())
             share = float(agreement([predicted], [right])[0]) if fits and right else float("nan")
             greedy = str(self.tokenizer.decode(_greedy(predicted, scores.wanted[wanted])))
             results.append(

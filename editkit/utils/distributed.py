@@ -65,7 +65,7 @@ def _processes(devices: Any, accelerator: str) -> int:
     return int(text) if text.isdigit() else 1
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """This process's rank and the number of processes: (0, 1) where there is only one."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -83,7 +83,7 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
         InputError: another rank's bad input, with its message.
         RuntimeError: another rank's other error, with its message and rank.
     """
-    world = place()[1]
+    world = rank_and_size()[1]
     if world > 1:
         errors: list[Any] = [None] * world
         bad_input = isinstance(error, InputError)
@@ -101,12 +101,12 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
 
 def reported_by_rank_zero(error: BaseException) -> bool:
     """Whether an error need not be printed here, because rank 0 prints it."""
-    return getattr(error, SHARED, False) and place()[0] != 0
+    return getattr(error, SHARED, False) and rank_and_size()[0] != 0
 
 
 def gather(value: T) -> list[T]:
     """Every rank's value, by rank, on every rank; tensors are expected on the CPU."""
-    world = place()[1]
+    world = rank_and_size()[1]
     if world == 1:
         return [value]
     found: list[Any] = [None] * world
@@ -116,7 +116,7 @@ def gather(value: T) -> list[T]:
 
 def broadcast_object(value: T) -> T:
     """Rank 0's value, on every rank."""
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return value
     box = [value]
     distributed.broadcast_object_list(box, src=0)

@@ -20,19 +20,20 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from editkit import EMMET, MEMIT, ROME, Editor, Fact, SecondMomentSource, ValueSearch, WeightUpdate, load_language_model
+from editkit import EMMET, MEMIT, ROME, ClosedFormEditor, Fact, SecondMomentSource, ValueSearch, load_language_model
 from editkit.atlas.world import load_world
 from editkit.covariance import factored_second_moments
 from editkit.data.facts import as_facts
 from editkit.data.module import group_by_key
 from editkit.data.rows import evaluation_rows
-from editkit.editors.closed_form.editor import ValueVectors
-from editkit.edits import WeightSnapshot
+from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.edits import AppliedEdits
 from editkit.evaluation.evaluator import Evaluator
+from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.scores import FactScores
 
 BATCHES = {1: 64, 4: 25, 16: 10, 64: 5, 256: 4}
-METHODS: dict[str, tuple[type[Editor], dict[str, float]]] = {
+METHODS: dict[str, tuple[type[ClosedFormEditor], dict[str, float]]] = {
     "ROME": (ROME, {}),
     "MEMIT, λ = 30": (MEMIT, {"preservation_weight": 30.0}),
     "EMMET, ρ = 0.1": (EMMET, {"ridge": 0.1}),
@@ -43,10 +44,10 @@ SEARCH = {"num_steps": 30, "clamp": 5.0, "decay": 0.0, "loss_threshold": 0.005} 
 KEYS = ("ES", "PS", "NS", "S")
 
 
-def score(editor: Editor, facts: Sequence[Fact], first: int, scores: FactScores) -> None:
+def score(editor: ClosedFormEditor, facts: Sequence[Fact], first: int, scores: FactScores) -> None:
     """Add a batch's rows to ``scores``."""
     rows = evaluation_rows(facts, range(first, first + len(facts)))
-    scores.update(Evaluator(editor.editable, editor.tokenizer, editor.protocol, original={}).edits(rows))
+    scores.update(Evaluator(editor.editable, editor.tokenizer, Protocol(), baseline={}).edits(rows))
 
 
 def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, dict[str, float]], int, float]:
@@ -61,27 +62,26 @@ def measure(size: int | None, layers: list[int], split: str) -> tuple[dict[str, 
         for name, (kind, options) in METHODS.items()
         if kind is not ROME or size == 1
     }
+    lead = editors["MEMIT, λ = 30"]
     for editor in editors.values():
         editor.attach(model, tokenizer)
         editor.configure_model()
-    lead = editors["MEMIT, λ = 30"]
-    moments = factored_second_moments(lead.editable, tokenizer, layers, lead.moments, progress=False)
-    before = WeightSnapshot(lead.editable, layers)
+    second_moments = factored_second_moments(lead.editable, tokenizer, layers, lead.second_moment, progress=False)
+    applied = AppliedEdits(lead.editable)
     scores = {name: FactScores() for name in editors}
     seconds = 0.0
     for index, batch in enumerate(track(batches, f"batches of {size}", transient=True)):
-        lead.found = ValueVectors()
         groups = group_by_key(batch)
-        for start in range(0, len(groups), 256):
-            lead.find_values(groups[start : start + 256])
+        vectors = ValueVectors.cat(
+            [lead.find_values(groups[start : start + 256]) for start in range(0, len(groups), 256)]
+        )
         for name, editor in editors.items():
-            update = WeightUpdate()
-            update.second_moments, editor.found = moments, lead.found
+            editor.preserve(second_moments)
             began = time.perf_counter()
-            update.update(editor)
+            applied.apply(editor.edit_for(vectors))
             seconds += (time.perf_counter() - began) * (editor is lead) / len(batches)
             score(editor, batch, index * size, scores[name])
-            before.restore()
+            applied.restore()
     found = {
         name: {key: r["mean"] for key, r in bundle.results(intervals=False).items()} for name, bundle in scores.items()
     }

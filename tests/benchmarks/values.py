@@ -31,12 +31,12 @@ from common import (
 from torch import Tensor
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.callbacks import WeightUpdate
 from editkit.covariance import SecondMomentSource, second_moments
 from editkit.data.facts import Fact
 from editkit.editors import EMMET, ValueSearch
-from editkit.editors.closed_form.editor import ValueVectors
 from editkit.editors.closed_form.search import group_rows, search_bytes
+from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.edits import AppliedEdits
 from editkit.functional import factor_second_moment
 from editkit.models.generation import continue_greedily
 
@@ -59,18 +59,16 @@ def editor_on(
 
 def search(editor: EMMET, facts: list[Fact]) -> Tensor:
     """v*, (facts, hidden)."""
-    editor.found = ValueVectors()
-    for start in range(0, len(facts), 256):
-        editor.find_values([[fact] for fact in facts[start : start + 256]])
-    return torch.cat(editor.found.values, 1).T
+    parts = [editor.find_values([[fact] for fact in facts[start : start + 256]]) for start in range(0, len(facts), 256)]
+    return ValueVectors.cat(parts).values.T
 
 
 def greedy_after_edit(editor: EMMET, facts: list[Fact], values: Tensor, moment: Tensor) -> list[str]:
     """The edited model's next token on each prompt; ``values`` (facts, hidden) are written by one exact solve."""
-    update = WeightUpdate()
-    update.second_moments = {editor.edited_layers[-1]: factor_second_moment(moment)}
-    editor.found.values = [values.T.float()]
-    update.update(editor)
+    layer, groups = editor.edited_layers[-1], tuple([fact] for fact in facts)
+    editor.preserve({layer: factor_second_moment(moment)})
+    edit = editor.edit_for(ValueVectors(groups, editor.searcher.keys(groups, layer), values.T.float()))
+    AppliedEdits(editor.editable).apply(edit)
     return continue_greedily(editor.editable, editor.tokenizer, [f.text() for f in facts], new_tokens=1)
 
 

@@ -121,9 +121,9 @@ def test_neighbourhood_against_gold_or_against_the_original(subject: Evaluator) 
         r.share for i, r in enumerate(gold) if i not in others
     ]
     original = {r.key: tuple(t + 1 for t in r.predicted) for r in before}
-    after = replace(agreeing, original=original).edits(rows)
+    after = replace(agreeing, baseline=original).edits(rows)
     assert [after[i].share for i in others] == [0.0] * len(others)
-    unknown = replace(agreeing, original={}).edits(rows)
+    unknown = replace(agreeing, baseline={}).edits(rows)
     scores = FactScores()
     scores.update(unknown)
     assert "NA" not in scores.results() and "EA" in scores.results()  # not known is absent, not 0 or 100

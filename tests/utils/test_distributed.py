@@ -15,8 +15,8 @@ from editkit.utils.distributed import (
     broadcast_object,
     gather,
     on_device,
-    place,
     raise_on_all_ranks,
+    rank_and_size,
     reported_by_rank_zero,
     with_strategy,
 )
@@ -86,7 +86,7 @@ def test_the_strategy_is_replaced_where_there_are_several_processes(options: dic
 
 def test_alone_everything_is_as_it_is() -> None:
     value = {"a": torch.ones(2)}
-    assert place() == (0, 1)
+    assert rank_and_size() == (0, 1)
     assert gather(value)[0] is value
     assert broadcast_object(value) is value
     raise_on_all_ranks(None)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from editkit.editors.closed_form.search import Group, SearchTotals
 from editkit.editors.closed_form.vectors import ValueVectors
-from editkit.utils.distributed import place
+from editkit.utils.distributed import rank_and_size
 from editkit.utils.files import atomic_write, digest
 
 
@@ -72,7 +72,7 @@ class ValueCheckpoint:
 
 
 def _process() -> str:
-    rank, world = place()
+    rank, world = rank_and_size()
     return f"process_{rank}_of_{world}"
 
 

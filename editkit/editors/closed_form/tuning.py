@@ -20,7 +20,7 @@ from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import AppliedEdits
 from editkit.functional import Delta, preservation_memorization_update, ridge_path
 from editkit.functional.scores import harmonic_mean
-from editkit.utils.distributed import broadcast_object, gather, place
+from editkit.utils.distributed import broadcast_object, gather, rank_and_size
 from editkit.utils.errors import InputError
 from editkit.utils.progress import progress_bar
 
@@ -63,7 +63,7 @@ def choose_ridge(find: FindValues, solver: LayerSolver, plan: RunPlan) -> dict[s
     """
     if "ridge_path" in plan.findings:
         return {name: plan.findings[name] for name in ("rho", "ridge_path")}
-    points = score_path(find, solver, plan.tuning, plan.progress and place()[0] == 0)
+    points = score_path(find, solver, plan.tuning, plan.progress and rank_and_size()[0] == 0)
     return {"rho": best(points).rho, "ridge_path": [point.row() for point in points]}
 
 
@@ -135,7 +135,7 @@ def _between_neighbors(grid: Sequence[float], chosen: float) -> list[float]:
 
 def _find(find: FindValues, facts: Sequence[Fact], bar: Progress) -> ValueVectors:
     """Value vectors of all tuning facts, on every process."""
-    rank, world = place()
+    rank, world = rank_and_size()
     mine = group_by_key(facts)[rank::world]
     task = bar.add_task("ridge: values", total=sum(len(group) for group in mine))
     parts: list[ValueVectors] = []
