@@ -6,12 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import editkit
-from editkit import EMMET, MEMIT, Fact, InputError, ValueSearch
+from editkit import EMMET, MEMIT, Fact, InputError, ValueSearch, WeightUpdate
 from editkit.cli.main import main
 from editkit.covariance import factored_second_moments
 from editkit.data.module import FactsDataModule
@@ -113,6 +114,28 @@ def test_an_editor_used_twice_chooses_twice(atlas: Loaded, moments: Path) -> Non
     again = edit(other, alone, given[:3]).edits.about
     assert again["rho"] == elsewhere.edits.about["rho"]
     assert again["ridge_path"] == elsewhere.edits.about["ridge_path"]
+
+
+def test_two_runs_of_one_editor_choose_twice(atlas: Loaded, moments: Path) -> None:
+    """Under a bare Trainer too, where nobody tells the editor that the model is another."""
+    given = data(num_facts=6).selected
+    twice = editor(moments, EMMET, ridge="auto")
+    twice.attach(*atlas)
+    found = []
+    for facts in (given[:3], given[3:], given[:3]):
+        update = WeightUpdate()
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, callbacks=[update],
+        )  # fmt: skip
+        trainer.fit(twice, FactsDataModule.of(facts, 3))
+        found.append((update.edits.about["rho"], update.edits.about["ridge_path"]))
+        assert twice.rho == found[-1][0]
+        assert update.applied is not None
+        update.applied.restore()
+    assert found[0] == found[2]
+    assert found[0][1] != found[1][1]
 
 
 def test_auto_waits_for_a_run(atlas: Loaded, moments: Path) -> None:
