@@ -263,7 +263,7 @@ def never(*args: Any, **options: Any) -> None:
     raise AssertionError("the work was begun")
 
 
-@pytest.mark.parametrize("rank_and_size", ["file", "file/below", "nowhere"])
+@pytest.mark.parametrize("place", ["file", "file/below", "nowhere"])
 def test_a_path_that_cannot_be_is_found_before_the_work(
     place: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
