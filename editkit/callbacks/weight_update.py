@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,6 @@ from editkit.editors.base import Editor
 from editkit.edits import AppliedEdits, EditBatch, Edits
 from editkit.edits.applied import matches_record
 from editkit.edits.batch import hashes_of
-from editkit.edits.edit import Undo
 from editkit.edits.files import write_batch
 from editkit.edits.same_run import check_same_run
 from editkit.evaluation.evaluator import Evaluator
@@ -93,6 +93,7 @@ class WeightUpdate(L.Callback):
             self.mode == "sequential",
             most if most is not None and most >= 0 else None,
             editor.needs_tuning,
+            tuning_score(Evaluator(editor.editable, editor.tokenizer, protocol)),
             batches_done=len(self.edits.batches),
             questions=protocol.questions,
             folder=self.folder,
@@ -100,10 +101,7 @@ class WeightUpdate(L.Callback):
             progress=trainer.progress_bar_callback is not None,
         )
         editor.check(plan)
-        if plan.tuning is None:
-            return plan
-        score = tuning_score(Evaluator(editor.editable, editor.tokenizer, protocol))
-        return replace(plan, tuning=replace(plan.tuning, score=score))
+        return plan
 
     # ---------------------------------------------------------------- Lightning
 
@@ -123,7 +121,7 @@ class WeightUpdate(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Editor)
-        editor, plan = pl_module, self.make_plan(trainer, pl_module, FactsDataModule.of_trainer(trainer))
+        editor, plan = pl_module, FactsDataModule.of_trainer(trainer).plan
         editor.editable.model.eval()
         model, about = fingerprint(editor.editable.model), editor.about()
         if self.edits.model:
@@ -174,19 +172,16 @@ class WeightUpdate(L.Callback):
         raise_on_all_ranks(error)
         edit = broadcast_object(edit)
         assert edit is not None and self.applied is not None
-        undo: Undo = _nothing
-        try:
+        with ExitStack() as undo:
             try:
-                undo = self.applied.apply(edit)
+                undo.callback(self.applied.apply(edit))
                 batch = EditBatch.of(facts, edit, editor.editable)
                 if self.folder is not None and rank == 0:
                     write_batch(self.folder, len(self.edits.batches), batch)
             except Exception as caught:
                 error = caught
             raise_on_all_ranks(error)
-        except BaseException:
-            undo()
-            raise
+            undo.pop_all()  # it stays
         recorded = broadcast_object(batch.hashes)
         self.edits.batches.append(batch)
         if self.mode == "sequential":
@@ -225,10 +220,6 @@ class WeightUpdate(L.Callback):
             self.edits.save_index(self.folder)
             if path := self.edits.about.get("ridge_path"):
                 write_path(self.folder, path, self.edits.about["rho"])
-
-
-def _nothing() -> None:
-    pass
 
 
 def _differing(editor: Editor, recorded: dict[str, str], batch: EditBatch, rank: int) -> InputError | None:

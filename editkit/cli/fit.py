@@ -120,17 +120,16 @@ class EditkitCLI(LightningCLI):
         """Check everything that can be checked, open the run folder, measure the unedited model."""
         self._prepare()
         update, evaluation = self._callback(WeightUpdate), self._callback(Evaluation)
-        update.make_plan(self.trainer, self.model, self.datamodule)  # checked before anything is written
         self._open(resumable=True)
-        resumed = read_run(self.folder) if self.folder is not None else None
+        resumed = read_run(self.folder)
         if self.folder is not None:
             update.write_to(self.folder / EDITS)
-        if resumed is not None and resumed.edits is not None:
+        if resumed.edits is not None:
             update.resume_from(resumed.edits, resumed.start)
-        plan = update.make_plan(self.trainer, self.model, self.datamodule)
-        if resumed is not None and resumed.edits is not None and resumed.edits.model:
+        plan = update.make_plan(self.trainer, self.model, self.datamodule)  # checked before anything is written
+        if resumed.edits is not None and resumed.edits.model:
             check_same_run(resumed.edits, fingerprint(self.model.editable.model), self.model.about(), plan)
-        results = evaluation.begin(self.datamodule, plan.sequential, resumed.records if resumed is not None else ())
+        results = evaluation.begin(self.datamodule, plan.sequential, resumed.records)
         self._lock(resumed)
         if not results.has("before"):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
@@ -149,7 +148,7 @@ class EditkitCLI(LightningCLI):
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
         self._open(resumable=False)
-        self._lock(None)
+        self._lock(read_run(None))
 
     def after_validate(self) -> None:
         """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
@@ -227,18 +226,18 @@ class EditkitCLI(LightningCLI):
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
 
-    def _lock(self, resumed: Resumption | None) -> None:
+    def _lock(self, resumed: Resumption) -> None:
         """Take the run folder, once all is checked, and say where an interrupted run goes on."""
         report = self._callback(Report)
         if self.folder is not None:
             report.write_to(self.folder)
         if self.trainer.global_rank or self.folder is None:
             return
-        if resumed is not None and resumed.batches:
+        if resumed.batches:
             batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
         self.run_folder.open(self.run_config)
-        version = f"after_{resumed.batches}_batches" if resumed is not None and self.run_folder.went_on else ""
+        version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
 
     def _finish(self, how: str, plan: RunPlan) -> None:
@@ -273,6 +272,6 @@ def run(argv: list[str]) -> None:
     except ArgumentError as error:
         raise refusal(error, argv) from error
     except SIGTERMException:
-        told = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
-        print_line(console(stderr=True), told)
+        line = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
+        print_line(console(stderr=True), line)
         raise SystemExit(128 + signal.SIGTERM) from None

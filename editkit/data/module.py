@@ -19,7 +19,7 @@ from editkit.data.fact_fields import ZsreTarget
 from editkit.data.facts import Fact, as_facts, load_facts
 from editkit.data.fitting import fitted
 from editkit.data.held_out import HeldOutText, text_rows
-from editkit.data.plan import Measurement, RunPlan, Tuning
+from editkit.data.plan import Measurement, RunPlan, Score, Tuning
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
 from editkit.utils.errors import InputError
@@ -187,11 +187,6 @@ class FactsDataModule(L.LightningDataModule):
             )
         return batches * self.batch_size
 
-    def read_facts(self) -> list[Fact]:
-        """The facts to edit, read now if they were not."""
-        self.setup()
-        return list(self.selected)
-
     # ---------------------------------------------------------------- the plan
 
     def make_plan(
@@ -200,6 +195,7 @@ class FactsDataModule(L.LightningDataModule):
         sequential: bool = False,
         max_batches: int | None = None,
         hold_out: bool = False,
+        score: Score | None = None,
         **settings: Any,
     ) -> RunPlan:
         """Settle how the run proceeds; the same arguments make the same plan again.
@@ -212,6 +208,7 @@ class FactsDataModule(L.LightningDataModule):
                 the built-in facts those of the split "tune", of a file those that were not selected). Where there are
                 too few, they are the first batch's own, each with half of its prompts, which are then no longer
                 reported.
+            score: measures the rows of the facts that are set aside.
             settings: other fields of ``RunPlan``.
 
         Raises:
@@ -223,7 +220,7 @@ class FactsDataModule(L.LightningDataModule):
             others = [fact for fact in self.others if fact.target_true is not None][:size]
             if len(others) < size:
                 others, facts[:size] = halves(facts[:size])
-            tuning = Tuning(tuple(others), tuple(_tuning_rows(others, facts)))
+            tuning = Tuning(tuple(others), tuple(_tuning_rows(others, facts)), score)
         self._plan = RunPlan(
             tuple(facts), size, max_batches, sequential, probe_every=self.probe_every, tuning=tuning, **settings
         )

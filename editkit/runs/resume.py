@@ -34,12 +34,14 @@ class Resumption:
         return 0 if self.edits is None else len(self.edits.batches)
 
 
-def read_run(folder: Path) -> Resumption:
-    """Look at what a run folder has; nothing where it is new.
+def read_run(folder: Path | None) -> Resumption:
+    """Look at what a run folder has; nothing where it is new, or there is none.
 
     Raises:
         InputError: a ledger or rows that cannot be read.
     """
+    if folder is None:
+        return Resumption(None, [], 0)
     edits = load_edits(folder / EDITS) if (folder / EDITS / INDEX).exists() else None
     batches = 0 if edits is None else len(edits.batches)
     records = [r for r in read_records(folder) if r["batch"] is None or r["batch"] < batches]

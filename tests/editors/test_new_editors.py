@@ -151,7 +151,9 @@ def test_one_batch_is_taken_back(name: str, atlas: Loaded) -> None:
             "values": editkit.ValueSearch(num_steps=4, context_templates=[["{}"]]),
             "second_moment": editkit.SecondMomentSource(num_tokens=4000),
         }
-    facts = list(editkit.FactsDataModule(num_facts=FACTS).read_facts())
+    data = editkit.FactsDataModule(num_facts=FACTS)
+    data.setup()
+    facts = data.selected
     before = {n: p.clone() for n, p in atlas[0].named_parameters()}
     edited = editkit.edit(*atlas, facts, editor(**options), batch_size=2, evaluate=False, progress=False)
     edited.undo(batch=1)

@@ -18,7 +18,9 @@ def test_what_the_search_keeps_for_backward_is_within_the_stated_bound(atlas: Lo
     model, tokenizer = atlas
     editable = EditableModel(model)
     flat = [t for group in TEMPLATES for t in group]
-    groups = group_rows(tokenizer, [[f] for f in FactsDataModule(num_facts=6).read_facts()], flat, "{} is a")
+    data = FactsDataModule(num_facts=6)
+    data.setup()
+    groups = group_rows(tokenizer, [[f] for f in data.selected], flat, "{} is a")
     work = MicroBatch(editable, groups, 0, 0, False)
     kept: dict[int, int] = {}
 
