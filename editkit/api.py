@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -146,12 +145,14 @@ def edit(
     editor = editor or EMMET()
     editor.attach(model, tokenizer)
     editor.configure_model()
-    if second_moment is not None and not isinstance(editor, ClosedFormEditor):
-        raise InputError(
-            f"second_moment: {type(editor).__name__} preserves no keys and takes none, but got {second_moment}; "
-            "leave it out"
-        )
-    return EditedModel(_Run(model, editor, second_moment, batch_size, mode, evaluate, progress), given)
+    if second_moment is not None:
+        if not isinstance(editor, ClosedFormEditor):
+            raise InputError(
+                f"second_moment: {type(editor).__name__} preserves no keys and takes none, but got {second_moment}; "
+                "leave it out"
+            )
+        editor.keep_second_moments_in(second_moment)
+    return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,6 @@ class _Run:
 
     model: PreTrainedModel
     editor: Editor
-    second_moment: str | Path | None
     batch_size: int | None
     mode: Literal["independent", "sequential"]
     evaluate: bool
@@ -198,7 +198,7 @@ class _Run:
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)
         try:
-            with quiet_lightning(), _second_moment_in(self.second_moment, editor):
+            with quiet_lightning():
                 plan = update.make_plan(trainer, editor, data)
                 if self.evaluate:
                     trainer.validate(editor, data, verbose=False)
@@ -218,16 +218,3 @@ class _Run:
         results = evaluation.results or evaluation.begin(data, plan.sequential)
         assert update.applied is not None
         return _Done(update.edits, update.applied, results.metrics(evaluation.protocol))
-
-
-@contextmanager
-def _second_moment_in(folder: str | Path | None, editor: Editor) -> Iterator[None]:
-    """Let an editor take second moments from a folder: of this model, so not when it is used on another one."""
-    if folder is None or not isinstance(editor, ClosedFormEditor):
-        yield
-        return
-    own, editor.second_moment = editor.second_moment, replace(editor.second_moment, path=str(folder))
-    try:
-        yield
-    finally:
-        editor.second_moment = own

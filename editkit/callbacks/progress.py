@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sized
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -41,9 +41,33 @@ class Speed(ProgressColumn):
         return Text(f"{rate:.2f} {'facts' if FACTS in task.description else 'it'}/s")
 
 
-def processes(trainer: L.Trainer, editor: L.LightningModule) -> int:
-    """Processes among which a batch's facts are dealt out: for each fact that is done here, so many are."""
-    return trainer.world_size if getattr(editor, "shards_facts", False) else 1
+@dataclass(frozen=True)
+class BatchPosition:
+    """Where the present batch of edits lies among the run's facts.
+
+    Attributes:
+        before: facts of the batches before it.
+        size: its own facts.
+        total: facts of all batches.
+        processes: among how many processes its facts are dealt out: for each that is done here, so many are.
+    """
+
+    before: int
+    size: int
+    total: int
+    processes: int
+
+    @classmethod
+    def of(cls, trainer: L.Trainer, editor: L.LightningModule) -> BatchPosition:
+        """The position of a trainer's present epoch."""
+        plan = FactsDataModule.of_trainer(trainer).plan
+        present = plan.positions(trainer.current_epoch)
+        processes = trainer.world_size if getattr(editor, "shards_facts", False) else 1
+        return cls(present.start, len(present), len(plan.facts), processes)
+
+    def facts(self, done: int) -> int:
+        """Facts of the run that are done when ``done`` of this process's share of the batch are."""
+        return self.before + min(done * self.processes, self.size)
 
 
 class EditProgress(RichProgressBar):
@@ -58,21 +82,13 @@ class EditProgress(RichProgressBar):
         return [*super().configure_columns(trainer)[:-1], Speed()]
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._before, self._present, self._processes = 0, sys.maxsize, 1
-
-    @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_disabled or self.progress is None:
             return
-        plan = FactsDataModule.of_trainer(trainer).plan
-        self._processes = processes(trainer, pl_module)
-        present = plan.positions(trainer.current_epoch)
-        self._before, self._present = present.start, len(present)
+        self._position = BatchPosition.of(trainer, pl_module)
         description = f"{FACTS} {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if self.train_progress_bar_id is None:
-            self.train_progress_bar_id = self._add_task(len(plan.facts), description)
+            self.train_progress_bar_id = self._add_task(self._position.total, description)
         else:
             self.progress.update(self.train_progress_bar_id, description=description)
 
@@ -82,9 +98,7 @@ class EditProgress(RichProgressBar):
         Of several processes this one's share stands for all.
         """
         if self.progress is not None and self.train_progress_bar_id is not None:
-            self.progress.update(
-                self.train_progress_bar_id, completed=self._before + min(done * self._processes, self._present)
-            )
+            self.progress.update(self.train_progress_bar_id, completed=self._position.facts(done))
             assert self._metric_component is not None
             self._metric_component.update({"loss": loss, "p(new)": probability})
             self.refresh()
@@ -132,18 +146,13 @@ class EditLog(ProgressBar):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._before, self._present, self._total = 0, sys.maxsize, 0
-        self._processes = 1
         self._began: tuple[float, int] | None = None
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        plan = FactsDataModule.of_trainer(trainer).plan
-        self._processes = processes(trainer, pl_module)
-        present = plan.positions(trainer.current_epoch)
-        self._before, self._present, self._total = present.start, len(present), len(plan.facts)
+        self._position = BatchPosition.of(trainer, pl_module)
         if self._began is None:
-            self._began = self._clock(), self._before
+            self._began = self._clock(), self._position.before
         self._phase = f"batch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._update(f"{self._phase}: value search")
 
@@ -152,14 +161,13 @@ class EditLog(ProgressBar):
 
         Of several processes this one's share stands for all.
         """
-        facts = self._before + min(done * self._processes, self._present)
+        facts, total = self._position.facts(done), self._position.total
         left = ""
-        if self._began is not None and facts > self._began[1] and self._total:
+        if self._began is not None and facts > self._began[1]:
             began, before = self._began
-            seconds = (self._clock() - began) / (facts - before) * (self._total - facts)
+            seconds = (self._clock() - began) / (facts - before) * (total - facts)
             left = f", {timedelta(seconds=int(seconds))} left"
-        of = f" of {self._total:,}" if self._total else ""
-        self._update(f"{self._phase}: {facts:,}{of} facts, loss {loss:.3f}, p(new) {probability:.3f}{left}")
+        self._update(f"{self._phase}: {facts:,} of {total:,} facts, loss {loss:.3f}, p(new) {probability:.3f}{left}")
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -92,6 +93,7 @@ class ClosedFormEditor(Editor):
         self._searcher: ValueSearcher | None = None
         self._findings: dict[str, Any] = {}
         self._preserved = PreservedKeys({})
+        self._folder: str | None = None
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
 
@@ -102,6 +104,16 @@ class ClosedFormEditor(Editor):
         super().attach(model, tokenizer)
         self._templates, self._searcher, self._rho, self._findings = None, None, None, {}
         self._preserved = PreservedKeys({})
+        self._folder = None
+
+    def keep_second_moments_in(self, folder: str | Path) -> None:
+        """Take the second moments of the model at hand from a folder, or keep them there; forgotten with the model."""
+        self._folder = str(folder)
+
+    @property
+    def _source(self) -> SecondMomentSource:
+        """Where the second moments of the model at hand come from."""
+        return self.second_moment if self._folder is None else replace(self.second_moment, path=self._folder)
 
     @override
     def configure_model(self) -> None:
@@ -213,7 +225,7 @@ class ClosedFormEditor(Editor):
     @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
-        check_can_keep(self.second_moment, self.edited_layers)
+        check_can_keep(self._source, self.edited_layers)
         _ = self.templates
         if self.earlier_keys and not plan.sequential:
             raise InputError(
@@ -230,7 +242,7 @@ class ClosedFormEditor(Editor):
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
         second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self.second_moment, plan.progress
+            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
@@ -238,13 +250,10 @@ class ClosedFormEditor(Editor):
         if self.needs_tuning:
             self._findings = choose_ridge(self._find, self.layer_solver, plan)
             self._rho = float(self._findings["rho"])
-            self.preserve(second_moments)
 
     def preserve(self, second_moments: Mapping[int, FactoredSecondMoment]) -> None:
         """Preserve the keys of these second moments, block by block, and forget those of earlier batches."""
-        chosen = self.needs_tuning and self._rho is None  # which ``auto`` then waits for
-        weight = 0.0 if chosen else 1.0 / self.rho if self.earlier_keys == "auto" else float(self.earlier_keys)
-        self._preserved = PreservedKeys(dict(second_moments), weight)
+        self._preserved = PreservedKeys(dict(second_moments))
 
     @override
     def findings(self) -> dict[str, Any]:
@@ -254,7 +263,7 @@ class ClosedFormEditor(Editor):
     @override
     def observe(self, edit: Edit) -> None:
         """Let later batches preserve the keys of this one too."""
-        self._preserved.add(edit.state)
+        self._preserved.add(edit.state, 1.0 / self.rho if self.earlier_keys == "auto" else float(self.earlier_keys))
 
     # ---------------------------------------------------------------- value vectors
 

@@ -17,20 +17,23 @@ class PreservedKeys:
 
     Attributes:
         second_moments: block to the factored C + βKKᵀ, K the keys of the batches so far.
-        weight: β; 0 leaves C as it is.
     """
 
     second_moments: dict[int, FactoredSecondMoment]
-    weight: float = 0.0
     _earlier: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, state: Mapping[str, Tensor]) -> None:
-        """Add the keys of a batch: "keys.LAYER", (d_in, E), of an edit's state; other entries are passed over."""
+    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
+        """Add the keys of a batch.
+
+        Args:
+            state: an edit's: "keys.LAYER", (d_in, E); other entries are passed over.
+            weight: β; 0 leaves C as it is.
+        """
         for layer, second_moment in self.second_moments.items():
             if (keys := state.get(f"keys.{layer}")) is not None:
                 self._earlier.setdefault(layer, []).append(keys)
-                if self.weight:
-                    self.second_moments[layer] = with_keys(second_moment, keys, self.weight)
+                if weight:
+                    self.second_moments[layer] = with_keys(second_moment, keys, weight)
 
     def earlier(self, layer: int, like: Tensor) -> Tensor:
         """(d_in, N) keys of the batches so far, with the dtype and on the device of ``like`` (d_in, E)."""
