@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from typing_extensions import override
@@ -21,6 +21,7 @@ from typing_extensions import override
 from editkit.data.module import FactsDataModule
 from editkit.utils.console import console, interactive
 from editkit.utils.progress import Heartbeat
+from editkit.utils.rank_zero_bar import RankZeroBar
 
 FACTS = "Batch"  # how the description of the bar that counts facts begins
 
@@ -112,7 +113,7 @@ class EditProgress(RichProgressBar):
         """Nothing: ``show`` was told."""
 
 
-class EditLog(ProgressBar):
+class EditLog(RankZeroBar):
     """What ``EditProgress`` shows, as lines of a log: one at least once a minute, from the first hook to the last.
 
     Args:
@@ -123,22 +124,13 @@ class EditLog(ProgressBar):
     def __init__(self, every: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._every, self._clock = every, clock
-        self._shown = True
         self._beat: Heartbeat | None = None
         self._phase = ""  # the batch of edits at work
 
     @override
-    def disable(self) -> None:
-        self._shown = False  # Lightning calls this on all ranks but 0
-
-    @override
-    def enable(self) -> None:
-        self._shown = True
-
-    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self._shown and self._beat is None:
+        if self.shown and self._beat is None:
             text = "before the first batch of edits" if stage == "fit" else "evaluation"
             self._phase = ""
             self._beat = Heartbeat(console(stderr=True), text, self._every, self._clock)
@@ -188,17 +180,14 @@ class EditLog(ProgressBar):
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._close()
-
-    @override
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self.close()
 
     def _update(self, text: str) -> None:
         if self._beat is not None:
             self._beat.update(text)
 
-    def _close(self) -> None:
+    @override
+    def close(self) -> None:
         if self._beat is not None:
             self._beat.stop()
             self._beat = None

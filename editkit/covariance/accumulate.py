@@ -107,7 +107,9 @@ class SecondMoments(L.LightningModule):
         self.resumed = self.tokens
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TextDataModule):
-            data.skip, data.stopped = self.batches, self.converged or not self.layers
+            data.begin_after(self.batches)
+            if self.converged or not self.layers:
+                data.stop()
         self._saved = time.monotonic()
 
     @override
@@ -195,7 +197,7 @@ class SecondMoments(L.LightningModule):
         self.converged = self.change is not None and self.change < (self.tolerance or 0.0)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.converged and isinstance(data, TextDataModule):
-            data.stopped = True
+            data.stop()
 
     def _save(self) -> None:
         self._gather()

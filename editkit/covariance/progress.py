@@ -5,35 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from editkit.data.windows import TextDataModule
 from editkit.utils.console import print_line
 from editkit.utils.progress import progress_bar
+from editkit.utils.rank_zero_bar import RankZeroBar
 
 
-class TokenProgress(ProgressBar):
+class TokenProgress(RankZeroBar):
     """Shows how much of the text ``SecondMoments`` has seen: a bar on a terminal, else lines on standard error."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown = True
         self._bar: Progress | None = None
-
-    @override
-    def disable(self) -> None:
-        self._shown = False  # Lightning calls this on all ranks but 0
-
-    @override
-    def enable(self) -> None:
-        self._shown = True
 
     @override
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not self._shown or not isinstance(data, TextDataModule):
+        if not self.shown or not isinstance(data, TextDataModule):
             return
         self._unit = "documents" if data.num_tokens is None else "tokens"
         self._bar = progress_bar(
@@ -59,13 +50,10 @@ class TokenProgress(ProgressBar):
 
     @override
     def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._close()
+        self.close()
 
     @override
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

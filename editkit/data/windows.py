@@ -135,7 +135,7 @@ class Rounds(IterableDataset[Round]):
             check = check_at is not None and tokens >= check_at
             while check_at is not None and tokens >= check_at:
                 check_at *= 2
-            if number <= self.data.skip:
+            if number <= self.data.batches_done:
                 continue
             if slot == rank:
                 mine = batch
@@ -177,10 +177,6 @@ class TextDataModule(L.LightningDataModule):
         num_documents: documents to take at most.
         max_tokens: tokens per padded batch.
         first_check: token count of the first check for convergence; None for none.
-
-    Attributes:
-        skip: batches that were done before.
-        stopped: whether no more rounds are wanted.
     """
 
     def __init__(
@@ -197,7 +193,15 @@ class TextDataModule(L.LightningDataModule):
         self.tokenizer, self.text, self.source = tokenizer, text, source
         self.num_tokens, self.num_documents = num_tokens, num_documents
         self.max_tokens, self.first_check = max_tokens, first_check
-        self.skip, self.stopped = 0, False
+        self.batches_done, self.stopped = 0, False
+
+    def begin_after(self, batches: int) -> None:
+        """Leave out batches that were seen before."""
+        self.batches_done = batches
+
+    def stop(self) -> None:
+        """Give no more rounds."""
+        self.stopped = True
 
     @override
     def predict_dataloader(self) -> DataLoader[Round]:
