@@ -8,45 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from editing import Loaded, facts, quiet_edit, same, weights
+from transformers import AutoModelForCausalLM
 from typing_extensions import override
 
 import editkit
 from editkit.atlas.world import load_world
 from editkit.data.facts import Fact
-from editkit.data.module import FactsDataModule
-from editkit.editors import EMMET, MEMIT, ClosedFormEditor, LayerProblem, ValueSearch
+from editkit.editors import EMMET, MEMIT, LayerProblem, ValueSearch
 from editkit.edits import WeightEdit
 from editkit.functional import DenseDelta, LowRankDelta
 from editkit.utils.errors import InputError
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 QUICK = {"num_steps": 6}
 BARE = [["{}"]]
 WEIGHT = "transformer.h.1.mlp.c_proj.weight"
-
-
-def facts(count: int = 6) -> list[Fact]:
-    module = FactsDataModule(num_facts=count)
-    module.setup()
-    return module.selected
-
-
-def weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def quiet_edit(
-    loaded: Loaded, editor: ClosedFormEditor, moments: Path, given: Sequence[Fact] | None = None, **kwargs: Any
-) -> editkit.EditedModel:
-    editor.second_moment.num_tokens = 8000
-    options = {"progress": False, "evaluate": False, "second_moment": moments, **kwargs}
-    return editkit.edit(*loaded, given or facts(), editor, **options)
 
 
 def batches_of_two(

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from editing import same_state as same
+from editing import state
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -24,14 +26,6 @@ Build = Callable[..., PreTrainedModel]
 MakeLedger = Callable[..., Edits]
 FIRST, SECOND, NORM = "transformer.h.0.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.weight", "transformer.ln_f.bias"
 SHAPE = (32, 128)
-
-
-def state(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(model: PreTrainedModel, kept: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
 def change(*names: str) -> WeightEdit:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from editing import same_state as same
+from editing import state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import Edits, Fact, InputError, export_adapter, export_checkpoint, load_edits
@@ -28,14 +29,6 @@ Build = Callable[..., PreTrainedModel]
 Forms = Callable[[tuple[int, int]], dict[str, Delta]]
 MakeLedger = Callable[..., Edits]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def state(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(model: PreTrainedModel, kept: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
 def index_of(folder: Path) -> dict[str, Any]:

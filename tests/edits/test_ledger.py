@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from editing import same_state as same
+from editing import state
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import Edits, Fact, InputError, load_edits
@@ -30,14 +31,6 @@ def shape_of(model: PreTrainedModel) -> tuple[int, int]:
     editable = EditableModel(model)
     rows, columns = orient(editable.projection(0), editable.weight(0)).shape
     return rows, columns
-
-
-def state(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(model: PreTrainedModel, kept: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
 def hashes(model: PreTrainedModel) -> dict[str, str]:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from editing import Loaded, facts, weights
 
 import editkit
 from editkit.data.facts import Fact
-from editkit.data.module import FactsDataModule
 from editkit.data.plan import RunPlan
 from editkit.editors import EMMET, ValueSearch
 from editkit.editors.closed_form.dependence import check_dependence
@@ -20,14 +18,6 @@ from editkit.edits import AppliedEdits, EditBatch
 from editkit.functional import factor_second_moment
 from editkit.utils.errors import InputError
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-def facts(count: int) -> list[Fact]:
-    module = FactsDataModule(num_facts=count)
-    module.setup()
-    return module.selected
-
 
 def prepared(atlas: Loaded, moments: Path, **options: object) -> EMMET:
     source = editkit.SecondMomentSource(path=str(moments), num_tokens=8000)
@@ -35,10 +25,6 @@ def prepared(atlas: Loaded, moments: Path, **options: object) -> EMMET:
     editor.attach(*atlas)
     editor.prepare(RunPlan(tuple(facts(4)), 4))
     return editor
-
-
-def weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("choice", ["keep", "drop", "fail"])

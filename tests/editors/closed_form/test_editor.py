@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from editing import Loaded, facts, quiet_edit, same, weights
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from typing_extensions import override
 
 import editkit
@@ -25,24 +25,9 @@ from editkit.edits import AppliedEdits, EditBatch, WeightEdit
 from editkit.functional import LowRankDelta, factor_second_moment, memit_update
 from editkit.utils.errors import InputError
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 QUICK = {"num_steps": 6}
 BARE = [["{}"]]
 WEIGHT = "transformer.h.1.mlp.c_proj.weight"
-
-
-def facts(count: int = 6) -> list[Fact]:
-    module = FactsDataModule(num_facts=count)
-    module.setup()
-    return module.selected
-
-
-def weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 class Remembering(EMMET):
@@ -54,14 +39,6 @@ class Remembering(EMMET):
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:
         self.vectors = vectors
         return super().edit_for(vectors)
-
-
-def quiet_edit(
-    loaded: Loaded, editor: ClosedFormEditor, moments: Path, given: Sequence[Fact] | None = None, **kwargs: Any
-) -> editkit.EditedModel:
-    editor.second_moment.num_tokens = 8000
-    options = {"progress": False, "evaluate": False, "second_moment": moments, **kwargs}
-    return editkit.edit(*loaded, given or facts(), editor, **options)
 
 
 def delta_of(batch: EditBatch) -> Tensor:

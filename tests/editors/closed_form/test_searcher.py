@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from editing import Loaded, facts
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import editkit
 from editkit.data.facts import Fact
-from editkit.data.module import FactsDataModule
 from editkit.editors import EMMET, ROME, ValueSearch
 from editkit.editors.closed_form import searcher as searcher_module
 from editkit.editors.closed_form.search import MicroBatch, SearchTotals, group_rows
@@ -22,15 +22,8 @@ from editkit.functional import factor_second_moment
 from editkit.models.editable import hidden_of
 from editkit.utils.errors import InputError
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Build = Callable[..., PreTrainedModel]
 TEMPLATES = [["{}"], ["And so it was. {}", "Long ago, {}"]]
-
-
-def facts(count: int) -> list[Fact]:
-    module = FactsDataModule(num_facts=count)
-    module.setup()
-    return module.selected
 
 
 def attached(loaded: Loaded, editor: EMMET | ROME) -> Any:
