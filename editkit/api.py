@@ -51,6 +51,10 @@ class EditedModel:
     def undo(self, batch: int | None = None, recompute: bool = False) -> PreTrainedModel:
         """Put every edited weight back, bit for bit, or take back one batch of edits.
 
+        Edits of the same model by other calls stay: those before these, and those on top of these, which act again as
+        they were made. A warning names the latter, as they were solved for weights that had these edits in them. Once
+        everything is undone, in whatever order, the model has its first bits.
+
         One of several sequential batches cannot simply be taken out: those after it were solved for weights that had
         it in them. Without ``recompute`` its weight change is subtracted, the others stay, and a warning says that this
         is not as if it had never been made; with it, the later batches are searched and solved again. Of independent
@@ -61,24 +65,27 @@ class EditedModel:
             recompute: make the later batches again.
 
         Raises:
-            InputError: there is no such batch.
+            InputError: there is no such batch, or it is to be recomputed below edits that other calls made.
         """
         if batch is None:
             self._applied.restore()
             return self.model
+        if recompute:
+            self._applied.check_last("recompute")
         left, exact = self.edits.without(batch)
         edited = [len(b.facts) + len(b.edit.notes.get("dropped", [])) for b in self.edits.batches]
         first = sum(edited[:batch])
         facts = self.facts[:first] + self.facts[first + edited[batch] :]
-        self._applied.restore()
         if recompute and not exact:
+            self._applied.restore()
             begun = replace(left, batches=left.batches[:batch])
             begun.about["undone"][-1]["as_if_never_made"] = True
             self._take(self._run.fit(facts, begun))
             left = self.edits
-        elif self.edits.sequential or batch != len(self.edits.batches) - 1:
-            for done in left.batches if self.edits.sequential else left.batches[-1:]:
-                self._applied.apply(done.edit)
+        else:
+            last = batch == len(self.edits.batches) - 1  # of independent ones it alone acts
+            acting = left.batches if self.edits.sequential else [] if last else left.batches[-1:]
+            self._applied.replace([done.edit for done in acting])
             if not exact:
                 warnings.warn(
                     f"edits: batch {batch} is taken out, but the result is not as if it had never been made: the "

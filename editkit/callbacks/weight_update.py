@@ -28,7 +28,7 @@ from editkit.evaluation.ridge_path import write_path
 from editkit.evaluation.tuning import tuning_score
 from editkit.models.fingerprint import fingerprint
 from editkit.utils.distributed import broadcast_object, raise_on_all_ranks, rank_and_size
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
 from editkit.utils.progress import progress_bar
 
 
@@ -123,12 +123,13 @@ class WeightUpdate(L.Callback):
         assert isinstance(pl_module, Editor)
         editor, plan = pl_module, FactsDataModule.of_trainer(trainer).plan
         editor.editable.model.eval()
-        model, about = fingerprint(editor.editable.model), editor.about()
+        model, about = editor.editable.model, editor.about()
         if self.edits.model:
             check_same_run(self.edits, model, about, plan)
-        self.applied = AppliedEdits(editor.editable)
+        unedited = fingerprint(model)
+        self.applied = AppliedEdits(editor.editable, f"{type(editor).__name__} of {_named(plan.facts)}")
         editor.prepare(plan)
-        self.edits = replace(self.edits, model=model, about={**self.edits.about, **about, **editor.findings()})
+        self.edits = replace(self.edits, model=unedited, about={**self.edits.about, **about, **editor.findings()})
         self._resume(trainer, editor, plan)
         self._save_index()
 
@@ -177,7 +178,7 @@ class WeightUpdate(L.Callback):
                 undo.callback(self.applied.apply(edit))
                 batch = EditBatch.of(facts, edit, editor.editable)
                 if self.folder is not None and rank == 0:
-                    write_batch(self.folder, len(self.edits.batches), batch)
+                    write_batch(self.folder, len(self.edits.batches), batch, self.edits.model)
             except Exception as caught:
                 error = caught
             raise_on_all_ranks(error)
@@ -220,6 +221,12 @@ class WeightUpdate(L.Callback):
             self.edits.save_index(self.folder)
             if path := self.edits.about.get("ridge_path"):
                 write_path(self.folder, path, self.edits.about["rho"])
+
+
+def _named(facts: Sequence[Fact]) -> str:
+    """Facts for a message."""
+    others = f" and {len(facts) - 1} more" if len(facts) > 1 else ""
+    return shorten(facts[0].text()) + others if facts else "no facts"
 
 
 def _differing(editor: Editor, recorded: dict[str, str], batch: EditBatch, rank: int) -> InputError | None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from editkit.atlas.builtin import DEFAULT
 from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
@@ -33,7 +32,10 @@ def export_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with these options; may be given several times.")
     parser.add_argument("--edits", type=str, required=True, help="Ledger: the edits/ folder of a run.")
     parser.add_argument(
-        "--lm", type=str, default=DEFAULT, help='The unedited model: "atlas", a checkpoint folder, or a hub name.'
+        "--lm",
+        type=str | None,
+        default=None,
+        help='The unedited model: "atlas", a checkpoint folder, or a hub name. Default: the one that the ledger names.',
     )
     parser.add_argument(
         "--dtype",
@@ -78,21 +80,24 @@ def run(argv: list[str]) -> None:
     output = check_new_folder(Path(options.output), "output")
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
-    recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")
+    recorded = edits.about.get("hyperparameters") or {}
+    lm, dtype = options.lm or recorded.get("lm"), options.dtype or recorded.get("dtype") or "float32"
+    if not lm:
+        raise InputError(f"lm: {options.edits} does not say which model was edited; expected --lm with its name")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
-        step = progress.add_task(f"reading {options.lm}", total=None)
-        model, tokenizer = load_language_model(options.lm, options.dtype or recorded)
+        step = progress.add_task(f"reading {lm}", total=None)
+        model, tokenizer = load_language_model(lm, dtype)
         if options.format == "lora":
             progress.update(step, description="factors")
 
             def at_layer(done: int, layers: int) -> None:
                 progress.update(step, completed=done, total=layers)
 
-            layers = export_adapter(edits, model, output, options.lm, options.batch, options.rank, at_layer)
+            layers = export_adapter(edits, model, output, lm, options.batch, options.rank, at_layer)
         else:
             progress.update(step, description=f"writing {options.output}")
-            export_checkpoint(edits, model, tokenizer, output, options.lm, options.batch)
+            export_checkpoint(edits, model, tokenizer, output, lm, options.batch)
             layers = []
     if layers:
         show(console(), layers)

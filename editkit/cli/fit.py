@@ -27,7 +27,6 @@ from editkit.editors.base import Editor
 from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
-from editkit.models.fingerprint import fingerprint
 from editkit.runs.folder import RunFolder, free_folder
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
@@ -128,7 +127,7 @@ class EditkitCLI(LightningCLI):
             update.resume_from(resumed.edits, resumed.start)
         plan = update.make_plan(self.trainer, self.model, self.datamodule)  # checked before anything is written
         if resumed.edits is not None and resumed.edits.model:
-            check_same_run(resumed.edits, fingerprint(self.model.editable.model), self.model.about(), plan)
+            check_same_run(resumed.edits, self.model.editable.model, self.model.about(), plan)
         results = evaluation.begin(self.datamodule, plan.sequential, resumed.records)
         self._lock(resumed)
         if not results.has("before"):

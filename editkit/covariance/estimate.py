@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from editkit.covariance.progress import TokenProgress
 from editkit.data.text import Text, TextSource, open_text
 from editkit.data.windows import TextDataModule
 from editkit.functional import FactoredSecondMoment
-from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
+from editkit.models.content import content_hashes, memory_hashes, sample_hashes, tokenizer_hash
 from editkit.models.editable import EditableModel
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import broadcast_object, on_device, raise_on_all_ranks, rank_and_size
@@ -160,6 +160,7 @@ def _ensure(
     working_on: Callable[[str], None],
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
+    source = replace(source, max_length=min(source.max_length, editable.context))  # what the model can read at once
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
         if missing and rank == 0:
@@ -267,7 +268,11 @@ def _folder(
     text: Text,
 ) -> SecondMomentFolder:
     layers = [*widths, editable.depth - 1]  # the last one names the folder, so that it is the same for any layers
-    weights, samples = content_hashes(editable, layers), sample_hashes(editable, layers)
+    weights: dict[str, Mapping[int, str | None]] = {
+        "weights": content_hashes(editable, layers),
+        "memory": memory_hashes(editable, layers),
+        "sample": sample_hashes(editable, layers),  # all that files of schema 1 can be compared by
+    }
     common = {
         "tokenizer": tokenizer_hash(tokenizer),
         "text_revision": digest(text.revision, source.config, source.split, source.column)
@@ -278,13 +283,13 @@ def _folder(
     }
     asked = {"num_tokens": source.num_tokens, "num_documents": source.num_documents, "tolerance": source.tolerance}
     about = {
-        layer: {"weights": weights[layer], "sample": samples[layer], "d_in": widths[layer], **common, **asked}
+        layer: {"d_in": widths[layer], **{name: of[layer] for name, of in weights.items()}, **common, **asked}
         for layer in widths
     }
     if source.path:
         place = Path(source.path).expanduser()
     else:
-        model = weights[layers[-1]] or samples[layers[-1]]
+        model = weights["weights"][layers[-1]] or weights["memory"][layers[-1]]
         name = digest(model, common, asked | {"num_tokens": _num_tokens(source, widths)})
         place = cache_folder() / "moments" / name
     return SecondMomentFolder(place, about, source.trust, source.ridge)

@@ -1,11 +1,13 @@
 """The folder of second moments: a file per layer that knows which model, tokenizer and text it is of.
 
 ``layer-L.safetensors`` holds C, float64, and what it is of in its header; ``layer-L.json`` beside it says the same for
-people; ``layer-L.cholesky.safetensors`` is its factor.
+people; ``layer-L.cholesky.safetensors`` is its factor. A file of which one bit is not what was written is refused, or
+made again where that can be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -14,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editkit.functional import FactoredSecondMoment, condition_number, effective_rank, factor_second_moment
 from editkit.functional.second_moment import spectrum
-from editkit.models.fingerprint import tensor_hash
 from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import atomic_write
+from editkit.utils.hashes import tensor_hash
+from editkit.utils.sealed import BrokenSeal, is_sealed, read_about, read_sealed, write_sealed
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: what must agree between stored moments and those asked for, and which option of the user's decides it
 CHECKED = {
     "weights": "lm",
+    "memory": "lm",
     "sample": "lm",
     "tokenizer": "lm",
     "d_in": "lm",
@@ -93,13 +96,21 @@ class SecondMomentFolder:
         stored, asked = self._header(layer), self.about[layer]
         if self.trust:
             compared = ["d_in"]
-        else:  # the hash of the checkpoint where both sides have one, else that of samples in memory
+        else:  # the hash of the checkpoint where both sides have one, else that of the weights in memory
             both = stored.get("weights") is not None and asked.get("weights") is not None
-            compared = [name for name in CHECKED if name != ("sample" if both else "weights")]
+            of_model = "weights" if both else "memory" if stored["schema"] > 1 else "sample"
+            compared = [name for name in CHECKED if name not in {"weights", "memory", "sample"} - {of_model}]
+            if of_model == "sample":
+                warnings.warn(
+                    f"second_moment.path: {self.file(layer)} was made by editkit 0.2 or before, whose hash is of a few "
+                    "entries of each parameter: that it is of this model in all others could not be checked; delete "
+                    "it to have it made anew",
+                    stacklevel=2,
+                )
         for name in compared:
             ours, theirs = asked.get(name), stored.get(name)
             if ours is not None and ours != theirs:
-                what = "weights" if name == "sample" else name
+                what = "weights" if name in ("memory", "sample") else name
                 made = f" (text {shorten(stored.get('text'))})" if name == "text_revision" else ""
                 made += f" (model {shorten(stored.get('model'))})" if CHECKED[name] == "lm" else ""
                 raise InputError(
@@ -123,14 +134,11 @@ class SecondMomentFolder:
             about["tokens"], len(moment), condition_number(values), effective_rank(values), factored.jitter
         )
         known = {
-            "schema": SCHEMA, "layer": layer, **self.about[layer], **about, "hash": content,
+            "schema": SCHEMA, "layer": layer, **self.about[layer], "sample": None, **about, "hash": content,
             "condition_number": state.condition_number, "effective_rank": state.effective_rank, "jitter": state.jitter,
         }  # fmt: skip
-        header = {"about": json.dumps(known)}
         self._write_factor(layer, factored, content)
-        atomic_write(
-            self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "second_moment.path"
-        )
+        write_sealed(self.file(layer), {"second_moment": moment}, known, "second_moment.path")
         text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
         atomic_write(
             self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
@@ -140,21 +148,18 @@ class SecondMomentFolder:
     def read(self, layer: int) -> Tensor:
         """C of one layer, (d_in, d_in) float64 on the CPU, checked bit for bit against what was written."""
         about = self.check(layer)
-        moment = self._tensors(self.file(layer))[0]["second_moment"]
-        if tensor_hash(moment) != about["hash"]:
+        moment = self._tensors(self.file(layer)).get("second_moment")
+        if moment is None or tensor_hash(moment) != about["hash"]:
             raise self._broken(self.file(layer), "its content is not what was written")
         return moment
 
     def factored(self, layer: int) -> FactoredSecondMoment:
         """The Cholesky factor of one layer's C, made again where the one beside it does not belong to it."""
         about = self.check(layer)
-        try:
-            tensors, header = self._tensors(self.file(layer, ".cholesky.safetensors"))
-            kept = json.loads(header["about"])
-            if (kept["of"], kept["ridge"], kept["hash"]) == (about["hash"], self.ridge, tensor_hash(tensors["factor"])):
+        with contextlib.suppress(BrokenSeal, OSError):  # made again
+            tensors, kept = read_sealed(self.file(layer, ".cholesky.safetensors"))
+            if (kept["of"], kept["ridge"]) == (about["hash"], self.ridge):
                 return FactoredSecondMoment(tensors["factor"], kept["jitter"])
-        except (InputError, KeyError, ValueError):
-            pass
         factored = self._factor(self.read(layer))
         try:
             self._write_factor(layer, factored, about["hash"])
@@ -174,20 +179,16 @@ class SecondMomentFolder:
         return factor_second_moment(moment)
 
     def _write_factor(self, layer: int, factored: FactoredSecondMoment, content: str) -> None:
-        factor = factored.factor.contiguous()
-        about = {"of": content, "ridge": self.ridge, "jitter": factored.jitter, "hash": tensor_hash(factor)}
+        about = {"of": content, "ridge": self.ridge, "jitter": factored.jitter}
         file = self.file(layer, ".cholesky.safetensors")
-        atomic_write(
-            file, lambda part: save_file({"factor": factor}, part, {"about": json.dumps(about)}), "second_moment.path"
-        )
+        write_sealed(file, {"factor": factored.factor}, about, "second_moment.path")
 
     def _header(self, layer: int) -> dict[str, Any]:
         file = self.file(layer)
         try:
-            with safe_open(file, framework="pt") as stored:
-                about: dict[str, Any] = json.loads((stored.metadata() or {})["about"])
+            about: dict[str, Any] = read_about(file) if is_sealed(file) else self._older_header(file)
             about["hash"], about["d_in"], about["tokens"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._broken(file, str(error) or type(error).__name__) from error
         if about.get("schema", 0) > SCHEMA:
             raise InputError(
@@ -195,11 +196,20 @@ class SecondMomentFolder:
             )
         return about
 
-    def _tensors(self, file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    @staticmethod
+    def _older_header(file: Path) -> dict[str, Any]:
+        """Of schema 1, whose only hash is of C."""
+        with safe_open(file, framework="pt") as stored:
+            about: dict[str, Any] = json.loads((stored.metadata() or {})["about"])
+        return about
+
+    def _tensors(self, file: Path) -> dict[str, Tensor]:
         try:
+            if is_sealed(file):
+                return read_sealed(file)[0]
             with safe_open(file, framework="pt") as stored:
-                return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
             raise self._broken(file, str(error)) from error
 
     @staticmethod
@@ -223,18 +233,15 @@ class Partial:
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Replace what was kept."""
         if self.file is not None:
-            header = {"state": json.dumps(state)}
-            atomic_write(self.file, lambda part: save_file(tensors, part, header), "second_moment.path")
+            write_sealed(self.file, tensors, state, "second_moment.path")
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept, or None where there is nothing, or nothing whole."""
         if self.file is None or not self.file.is_file():
             return None
         try:
-            with safe_open(self.file, framework="pt") as stored:
-                state = json.loads((stored.metadata() or {})["state"])
-                return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError):
+            return read_sealed(self.file)
+        except (BrokenSeal, OSError):
             return None
 
     def remove(self) -> None:

@@ -20,6 +20,7 @@ from editkit.atlas.builtin import DEFAULT
 from editkit.data.facts import Fact
 from editkit.data.plan import RunPlan
 from editkit.edits import Edit
+from editkit.models.content import name_of
 from editkit.models.editable import EditableModel
 from editkit.models.gradients import parameter_gradients
 from editkit.models.loading import load_language_model
@@ -66,6 +67,7 @@ class Editor(L.LightningModule):
         """Use a model already in memory instead of loading ``lm``; forget all that was of another one."""
         self.language_model, self.tokenizer = model, tokenizer
         self.editable = EditableModel(model, tokenizer)
+        self.lm, self.dtype_name = name_of(model), str(model.dtype).removeprefix("torch.")
 
     @override
     def configure_model(self) -> None:
@@ -80,7 +82,7 @@ class Editor(L.LightningModule):
         settings = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in self.hparams.items()}
         return {
             "editor": f"{type(self).__module__}.{type(self).__qualname__}",
-            "hyperparameters": settings,
+            "hyperparameters": settings | {"lm": self.lm, "dtype": self.dtype_name},
             "versions": {name: version(name) for name in ("editkit", "torch", "transformers")},
         }
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from editkit.data.facts import Fact
 from editkit.edits.edit import Edit
 from editkit.models.editable import EditableModel
-from editkit.models.fingerprint import sampled, tensor_hash
+from editkit.models.fingerprint import sketch
+from editkit.utils.hashes import tensor_hash
 
 
 @dataclass
@@ -21,12 +22,15 @@ class EditBatch:
         facts: its facts.
         edit: what was done.
         hashes: parameter name to the hash of every bit of it after this batch, for each parameter that was changed.
-        samples: parameter name to up to 512 entries of it then, in its dtype, for machines that round otherwise.
+        sketches: parameter name to its ``sketch`` then, (32, 32) float64 over all its entries, for machines that round
+            otherwise.
+        samples: parameter name to up to 512 entries of it then: what ledgers of editkit 0.2 and before have instead.
     """
 
     facts: Sequence[Fact]
     edit: Edit
     hashes: dict[str, str] = field(default_factory=dict)
+    sketches: dict[str, Tensor] = field(default_factory=dict)
     samples: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -37,7 +41,7 @@ class EditBatch:
             [fact for fact in facts if fact.fact_id not in dropped],
             edit,
             hashes_of(model, edit.parameters),
-            {name: sampled(model.parameter(name)).cpu().clone() for name in edit.parameters},
+            {name: sketch(model.parameter(name)) for name in edit.parameters},
         )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.data.facts import Fact
-from editkit.edits.applied import AppliedEdits, matches_record
+from editkit.edits.applied import AppliedEdits, matches_record, unchecked
 from editkit.edits.batch import EditBatch
 from editkit.edits.files import batch_file, read_ledger, write_batch, write_index
 from editkit.edits.prompt_edit import PromptEdit
 from editkit.models.editable import EditableModel
-from editkit.models.fingerprint import fingerprint
+from editkit.models.fingerprint import SAMPLED, fingerprint_like
 from editkit.models.loading import load_tokenizer
 from editkit.utils.errors import InputError
 
@@ -50,7 +50,7 @@ class Edits:
         """Write ``edits.json`` and one ``batch_*.safetensors`` per batch into the folder ``path``."""
         folder = Path(path)
         for index, batch in enumerate(self.batches):
-            write_batch(folder, index, batch)
+            write_batch(folder, index, batch, self.model)
         self.save_index(folder)
         index = len(self.batches)
         while (left := batch_file(folder, index)).exists():  # of a longer ledger that was here before
@@ -68,8 +68,10 @@ class Edits:
         force: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> PreTrainedModel:
-        """Let the edits act on a model, in place. On the machine of the run, its weights are then those of the run bit
-        for bit, which their recorded hashes show; elsewhere they agree to 1e-6, which is warned about.
+        """Let the edits act on a model, in place.
+
+        On the machine of the run, its weights are then those of the run bit for bit, which their recorded hashes show;
+        elsewhere they agree to rounding, over all their entries, which is warned about.
 
         Args:
             model: an unedited copy of the model that they were made for.
@@ -92,7 +94,7 @@ class Edits:
         editable = EditableModel(model, tokenizer)
         for done in chosen:
             done.edit.check(editable)
-        applied = AppliedEdits(editable)
+        applied = AppliedEdits(editable, f"a ledger of {len(self.facts)} facts")
         try:
             for done in chosen:
                 applied.apply(done.edit)
@@ -103,7 +105,14 @@ class Edits:
         if not exact:
             warnings.warn(
                 "edits: the weights agree with those of the run to rounding, not bit for bit, as this machine or torch "
-                "multiplies in another order",
+                f"multiplies in another order{unchecked(chosen[-1])}",
+                stacklevel=2,
+            )
+        if known and self.model.startswith(SAMPLED):
+            warnings.warn(
+                "edits: the ledger was written by editkit 0.2 or before, whose fingerprint is of a few entries of each "
+                "parameter: that the unedited ones agree with the run's in all others could not be checked; to have a "
+                "ledger that can, make the edits again",
                 stacklevel=2,
             )
         self._applied[model] = applied
@@ -134,7 +143,7 @@ class Edits:
         self.check_batch(batch)
         exact = not self.sequential or batch == len(self.batches) - 1
         # whatever came later met other weights than those that will stand before it now
-        after = [b if exact else replace(b, hashes={}, samples={}) for b in self.batches[batch + 1 :]]
+        after = [b if exact else replace(b, hashes={}, sketches={}, samples={}) for b in self.batches[batch + 1 :]]
         undone = [*self.about.get("undone", []), {"batch": batch, "as_if_never_made": exact}]
         return replace(self, batches=self.batches[:batch] + after, about={**self.about, "undone": undone}), exact
 
@@ -163,7 +172,7 @@ class Edits:
         return self.batches if batch is None else [self.batches[batch]]
 
     def _is_for(self, model: PreTrainedModel, force: bool) -> bool:
-        came = fingerprint(model)
+        came = fingerprint_like(self.model, model)
         if came != self.model and not force:
             raise InputError(
                 f"edits: expected the unedited model with fingerprint {self.model}, but got {came}; load the model "

@@ -6,24 +6,27 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from editkit.data.plan import RunPlan
 from editkit.edits.ledger import Edits
+from editkit.models.fingerprint import fingerprint_like
 from editkit.utils.errors import InputError, shorten
 
 
-def check_same_run(edits: Edits, fingerprint: str, about: Mapping[str, Any], plan: RunPlan) -> None:
+def check_same_run(edits: Edits, model: nn.Module, about: Mapping[str, Any], plan: RunPlan) -> None:
     """Raise an ``InputError`` that names the first difference between a ledger and the run at hand.
 
     Versions may differ: the weights' hashes tell where it makes a difference.
 
     Args:
         edits: the ledger.
-        fingerprint: of the run's unedited model.
+        model: the run's, unedited.
         about: what the run would record of its editor.
         plan: the run's.
     """
     pairs: list[tuple[str, Any, Any]] = [
-        ("model.lm", edits.model, fingerprint),
+        ("model.lm", edits.model, fingerprint_like(edits.model, model)),
         ("weight_update.mode", edits.sequential, plan.sequential),
         *((f"model ({name})", edits.about.get(name), value) for name, value in about.items() if name != "versions"),
     ]

@@ -45,6 +45,8 @@ class WeightEdit(Edit):
                     f"edits: expected a weight change of shape {expected} for {name} of {type(model.model).__name__}, "
                     f"but got {delta.shape}; load the model that the edits were made for"
                 )
+            if not all(t.isfinite().all() for t in delta.tensors().values()):
+                raise InputError(f"edits: expected a finite weight change for {name}, but it has infinities or NaN")
 
     @override
     def apply(self, model: EditableModel) -> None:
@@ -70,7 +72,11 @@ class WeightEdit(Edit):
             }
             if about["kind"] in ("sparse", "none"):
                 own["shape"] = tuple(about["shape"])
-            deltas[name] = DELTA_TYPES[about["kind"]](**own)
+            deltas[name] = delta = DELTA_TYPES[about["kind"]](**own)
+            if delta.shape != tuple(about["shape"]):
+                raise ValueError(
+                    f"the change of {name} has shape {delta.shape}, but {tuple(about['shape'])} is on record"
+                )
         return cls(deltas=deltas)
 
     @override
@@ -90,7 +96,13 @@ def apply_delta(model: EditableModel, name: str, delta: Delta) -> None:
     parameter = model.parameter(name)
     widened = type(delta)(**{**vars(delta), **{part: _wide(t) for part, t in delta.tensors().items()}})
     change = model.oriented(name, widened.dense()).to(parameter.device)
-    parameter.copy_((parameter.double() + change).to(parameter.dtype))
+    edited = (parameter.double() + change).to(parameter.dtype)
+    if not edited.isfinite().all():
+        raise InputError(
+            f"edits: expected weights that {parameter.dtype} can hold, but {name} has infinities or NaN after the "
+            "edit; use a wider dtype, or a smaller change"
+        )
+    parameter.copy_(edited)
 
 
 def rounded_delta(delta: Delta) -> Delta:

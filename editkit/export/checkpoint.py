@@ -11,6 +11,7 @@ from editkit.export.card import model_card
 from editkit.export.changes import changes_of
 from editkit.models.fingerprint import fingerprint
 from editkit.utils.files import atomic_write_folder, check_new_folder
+from editkit.utils.manifest import write_manifest
 
 LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,6 +28,8 @@ def export_checkpoint(
     batch: int | None = None,
 ) -> Path:
     """Write the edited model, its tokenizer and a model card; ``AutoModelForCausalLM.from_pretrained`` gives its bits.
+
+    ``editkit.json`` beside them has a hash of each file, by which editkit notices when it loads one that was altered.
 
     Args:
         edits: the ledger.
@@ -55,6 +58,7 @@ def export_checkpoint(
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             (part / "README.md").write_text(card, encoding="utf-8")
+            write_manifest(part)
 
         atomic_write_folder(folder, write, "output")
     finally:

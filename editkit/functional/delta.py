@@ -22,6 +22,11 @@ class LowRankDelta:
     left: Tensor
     right: Tensor | None
 
+    def __post_init__(self) -> None:
+        shapes = [tuple(factor.shape) for factor in (self.left, self.right) if factor is not None]
+        if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
+            raise ValueError(f"Arguments `left` and `right` expected to be (d_out, r) and (d_in, r), but got {shapes}")
+
     @property
     def rank(self) -> int:
         """The number of columns kept, an upper bound of the rank."""
@@ -90,6 +95,15 @@ class SparseDelta:
     indices: Tensor
     values: Tensor
     shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.indices.shape != self.values.shape or self.indices.dim() != 1:
+            raise ValueError(
+                f"Arguments `indices` and `values` expected to be (n,), but got {tuple(self.indices.shape)} and "
+                f"{tuple(self.values.shape)}"
+            )
+        if len(self.indices) and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < math.prod(self.shape):
+            raise ValueError(f"Argument `indices` expected to lie in a matrix of shape {self.shape}, but some do not")
 
     @classmethod
     def of(cls, matrix: Tensor) -> SparseDelta:

@@ -1,9 +1,8 @@
 """Which weights second moments are of: those that the keys of a block depend on, told apart by content.
 
 Two hashes, each over the embeddings and the blocks up to one block's output projection. ``content`` is over every
-stored bit of the checkpoint that the model was loaded from, whatever dtype it was loaded in. ``sample`` is over a few
-hundred entries of each parameter as it is in memory: all there is for a model without a checkpoint, and the check that
-a model still is what its checkpoint says.
+stored bit of the checkpoint that the model was loaded from, whatever dtype it was loaded in. ``memory`` is over every
+parameter as it is in memory, rounded to bfloat16: all there is for a model without a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,16 +11,18 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.models.editable import EditableModel
-from editkit.models.fingerprint import fingerprint, sampled
+from editkit.models.fingerprint import fingerprint, sampled, value_hash
 from editkit.utils.files import cached_by_files, digest, file_hash
 
 ORIGIN = "editkit_origin"  # attribute of a model that editkit loaded
@@ -32,17 +33,30 @@ class Origin:
     """Where a model was loaded from.
 
     Attributes:
+        lm: the name that was asked for: "atlas", a folder, a hub's name.
         folder: of its checkpoint.
         fingerprint: of the model as it was then.
     """
 
+    lm: str
     folder: Path
     fingerprint: str
 
 
-def remember_origin(model: PreTrainedModel, folder: Path) -> None:
-    """Note on a model, just loaded, the folder of its checkpoint."""
-    setattr(model, ORIGIN, Origin(folder, fingerprint(model)))
+def remember_origin(model: PreTrainedModel, folder: Path, lm: str) -> None:
+    """Note on a model, just loaded, its name and the folder of its checkpoint.
+
+    Its fingerprint is kept in the user's cache by the sizes and times of the checkpoint's files.
+    """
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
+    found: str = cached_by_files(files, f"fingerprint {model.dtype}", partial(fingerprint, model))
+    setattr(model, ORIGIN, Origin(lm, folder, found))
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What loads a model, as far as that is known: the name that editkit or transformers was given; else empty."""
+    noted: Origin | None = getattr(model, ORIGIN, None)
+    return noted.lm if noted is not None else str(model.config.name_or_path or "")
 
 
 def origin(model: PreTrainedModel) -> Path | None:
@@ -51,18 +65,37 @@ def origin(model: PreTrainedModel) -> Path | None:
     return noted.folder if noted is not None and noted.fingerprint == fingerprint(model) else None
 
 
-@torch.no_grad()
-def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
-    """Per block, a hash of up to 512 evenly spaced entries of each parameter up to it, rounded to bfloat16.
+def memory_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
+    """Per block, a hash of every entry of each parameter up to it, rounded to bfloat16.
 
     The rounding makes float32 and bfloat16 loads of one checkpoint agree; float16 may not.
     """
-    stack = _stack(editable)
-    parts: dict[str, str] = {}
-    for name, parameter in editable.model.named_parameters():
-        entries = sampled(parameter).to(torch.bfloat16).float().cpu().numpy().tobytes()
-        parts[name] = hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries).hexdigest()
-    outside = _outside(list(parts), stack)
+
+    def entries(parameter: Tensor) -> bytes:
+        return value_hash(parameter, torch.bfloat16)
+
+    return _hashes(editable, layers, entries)
+
+
+def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
+    """What editkit 0.2 and before kept instead: of up to 512 entries of each parameter, rounded to bfloat16."""
+
+    def entries(parameter: Tensor) -> bytes:
+        return sampled(parameter).to(torch.bfloat16).float().cpu().numpy().tobytes()
+
+    return _hashes(editable, layers, entries)
+
+
+@torch.no_grad()
+def _hashes(editable: EditableModel, layers: Sequence[int], entries: Callable[[Tensor], bytes]) -> dict[int, str]:
+    named = dict(editable.model.named_parameters())
+
+    def hashed(parameter: Tensor) -> str:
+        return hashlib.sha256(f"{tuple(parameter.shape)}".encode() + entries(parameter)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        parts = dict(zip(named, pool.map(hashed, named.values()), strict=True))
+    outside = _outside(list(parts), _stack(editable))
     return {layer: _combined(parts, editable, layer, outside) for layer in layers}
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from editkit.atlas.builtin import resolve
 from editkit.models.content import remember_origin
 from editkit.utils.errors import InputError
+from editkit.utils.manifest import check_manifest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,6 +37,8 @@ def load_language_model(lm: str, dtype: str = "float32") -> tuple[PreTrainedMode
     if looks_local and not (Path(source).expanduser() / "config.json").is_file():
         raise InputError(f"lm: expected a folder with a Hugging Face checkpoint (config.json), but {lm!r} has none")
     where = Path(source).expanduser() if looks_local else source
+    if looks_local:
+        check_manifest(Path(where), "lm")
     if not looks_local and not built_in:
         _check_reachable(lm)
     try:
@@ -48,9 +51,9 @@ def load_language_model(lm: str, dtype: str = "float32") -> tuple[PreTrainedMode
             f"not be loaded ({cause}); download it where there is a network, or give its folder"
         ) from error
     if looks_local or built_in:
-        remember_origin(model, Path(where).expanduser())
+        remember_origin(model, Path(where).expanduser(), lm)
     elif isinstance(config := try_to_load_from_cache(lm, "config.json"), str):
-        remember_origin(model, Path(config).parent)  # the path of a hub's snapshot holds its revision
+        remember_origin(model, Path(config).parent, lm)  # the path of a hub's snapshot holds its revision
     return model.eval().requires_grad_(False), tokenizer
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editkit import load_edits
 from editkit.cli.main import main
 from editkit.data.facts import Fact
-from editkit.models.fingerprint import tensor_hash
+from editkit.utils.hashes import tensor_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS, BATCH = 10, 3  # four batches of edits, the last of one fact
@@ -38,9 +38,9 @@ from editkit.cli.main import main
 sys.exit(main(sys.argv[4:]))
 """
 POINTS = {
-    "before the first value is kept": ("editkit.editors.closed_form.checkpoint", "atomic_write", 1),
-    "within a batch": ("editkit.editors.closed_form.checkpoint", "atomic_write", 4),
-    "with a batch solved but not kept": ("editkit.edits.files", "atomic_write", 3),
+    "before the first value is kept": ("editkit.editors.closed_form.checkpoint", "write_sealed", 1),
+    "within a batch": ("editkit.editors.closed_form.checkpoint", "write_sealed", 4),
+    "with a batch solved but not kept": ("editkit.edits.files", "write_sealed", 2),
     "with a batch kept but not measured": ("editkit.evaluation.files", "atomic_write", 4),
     "with all measured but the end": ("editkit.callbacks.report", "atomic_write", 1),
 }
@@ -118,7 +118,7 @@ def test_what_is_done_is_not_done_again(
     monkeypatch.setattr(ValueSearcher, "find", counting)
     command = arguments(whole["moments"], tmp_path / "run")
     # in the second batch: the first fact's values are kept, the second one's not yet
-    assert deadly(("editkit.editors.closed_form.checkpoint", "atomic_write", 5), command) == -signal.SIGKILL
+    assert deadly(("editkit.editors.closed_form.checkpoint", "write_sealed", 5), command) == -signal.SIGKILL
     assert main(command) == 0
     assert len(searched) == FACTS - BATCH - 1
     assert f"run folder: {tmp_path / 'run'} has 1 of 4 batches: going on\n" in capsys.readouterr().out

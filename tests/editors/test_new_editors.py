@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import editkit
 from editkit.cli.main import main
 from editkit.models.editable import EditableModel
-from editkit.models.fingerprint import tensor_hash
 from editkit.models.generation import continue_greedily
 from editkit.models.scoring import target_nll
+from editkit.utils.hashes import tensor_hash
 
 THROWAWAY = Path(__file__).parent / "throwaway"
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from editkit import Edits, Fact, InputError, export_adapter, export_checkpoint, load_edits
 from editkit.cli.main import main
-from editkit.edits import PromptEdit, WeightEdit
+from editkit.edits import AppliedEdits, Context, EditBatch, PromptEdit, WeightEdit
 from editkit.edits.files import SCHEMA, batch_file
 from editkit.functional import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
 from editkit.models.editable import EditableModel
-from editkit.models.fingerprint import tensor_hash
+from editkit.models.fingerprint import sampled, sampled_fingerprint
 from editkit.models.loading import load_language_model
+from editkit.utils.hashes import tensor_hash
+from editkit.utils.sealed import is_sealed, read_about
 
 Build = Callable[..., PreTrainedModel]
 Forms = Callable[[tuple[int, int]], dict[str, Delta]]
@@ -44,9 +46,22 @@ def write_index(folder: Path, schema: int, edits: Edits, about: Mapping[str, Any
 # ---------------------------------------------------------------- older schemas
 
 
-def write_schema_1(folder: Path, edits: Edits, layers: Mapping[str, int]) -> None:
+def older(edits: Edits, unedited: PreTrainedModel) -> Edits:
+    """A ledger with what older editkits recorded: fingerprint and weights by a few entries."""
+    applied = AppliedEdits(EditableModel(unedited))
+    batches = []
+    for batch in edits.batches:
+        applied.apply(batch.edit)
+        samples = {name: sampled(applied.model.parameter(name)).clone() for name in batch.edit.parameters}
+        batches.append(replace(batch, sketches={}, samples=samples))
+    applied.restore()
+    return replace(edits, model=sampled_fingerprint(unedited), batches=batches)
+
+
+def write_schema_1(folder: Path, edits: Edits, unedited: PreTrainedModel) -> None:
     """Blocks for parameters, a dense change as a lone left factor, and all but tensors in edits.json."""
     folder.mkdir()
+    edits, layers = older(edits, unedited), layers_of(unedited)
     for index, batch in enumerate(edits.batches):
         tensors = {}
         for name, delta in batch.edit.weight_changes().items():
@@ -65,9 +80,10 @@ def write_schema_1(folder: Path, edits: Edits, layers: Mapping[str, int]) -> Non
 KINDS = {LowRankDelta: "low_rank", DenseDelta: "dense", SparseDelta: "sparse", ZeroDelta: "none"}
 
 
-def write_schema_2(folder: Path, edits: Edits, layers: Mapping[str, int], about: Mapping[str, Any]) -> None:
+def write_schema_2(folder: Path, edits: Edits, unedited: PreTrainedModel, about: Mapping[str, Any]) -> None:
     """Blocks for parameters, tensors "BLOCK.PART", all else of a batch in its file's header, a prompt beside deltas."""
     folder.mkdir()
+    edits, layers = older(edits, unedited), layers_of(unedited)
     entries = []
     for index, batch in enumerate(edits.batches):
         edit = batch.edit
@@ -100,7 +116,7 @@ def test_a_ledger_of_schema_1_is_read(
     model = build_model(name)
     made = forms((32, 128) if name == "gpt2" else (32, 48))
     edits = make_ledger(model, [{0: made["low_rank"]}, {0: made["dense"]}])
-    write_schema_1(tmp_path / "old", edits, layers_of(model))
+    write_schema_1(tmp_path / "old", edits, build_model(name))
     kept = load_edits(tmp_path / "old")
     assert same(kept.apply(build_model(name)), state(model))
     kept.save(tmp_path / "new")
@@ -122,7 +138,7 @@ def test_a_ledger_of_schema_2_is_read_applied_and_exported(
     edits = make_ledger(model, [{0: delta, 2: made["low_rank"]} for delta in made.values()])
     edits.batches[1].edit.state = {"keys.0": torch.randn(5, 2), "keys.2": torch.randn(5, 2)}
     edits.batches[2].edit.notes = {"condition_number": 3.0, "dropped": ["of no name"]}
-    write_schema_2(tmp_path / "old", edits, layers_of(model), edits.about)
+    write_schema_2(tmp_path / "old", edits, build_model(name), edits.about)
 
     kept = load_edits(tmp_path / "old")
     assert [b.facts for b in kept.batches] == [b.facts for b in edits.batches]
@@ -160,7 +176,9 @@ def test_batches_of_both_schemas_are_exported_as_those_of_one(
     model, fresh = build_model("gpt2"), build_model("gpt2")
     made = forms((32, 128))
     whole = make_ledger(model, [{0: made["low_rank"], 1: made["low_rank"]}, {0: made["low_rank"]}, {0: made["dense"]}])
-    write_schema_2(tmp_path / "mixed", replace(whole, batches=whole.batches[:2]), layers_of(model), whole.about)
+    write_schema_2(tmp_path / "mixed", replace(whole, batches=whole.batches[:2]), fresh, whole.about)
+    begun = load_edits(tmp_path / "mixed")
+    replace(begun, model=whole.model).save_index(tmp_path / "mixed")  # as a run does that goes on
     whole.save(tmp_path / "whole")
     batch_file(tmp_path / "whole", 2).rename(batch_file(tmp_path / "mixed", 2))
     mixed = load_edits(tmp_path / "mixed")
@@ -175,11 +193,11 @@ def test_batches_of_both_schemas_are_exported_as_those_of_one(
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def test_a_prompt_of_schema_2_is_read(build_model: Build, facts: list[Fact], tmp_path: Path) -> None:
-    from editkit.edits import Context, EditBatch
-
+def test_a_prompt_of_schema_2_is_read(
+    build_model: Build, facts: list[Fact], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     edits = Edits([EditBatch(facts, PromptEdit(contexts=(Context("Rome lies in Spain."),)))], model="m")
-    write_schema_2(tmp_path / "old", edits, {}, {})
+    write_schema_2(tmp_path / "old", edits, build_model("gpt2"), {})
     assert load_edits(tmp_path / "old").batches[0].edit == edits.batches[0].edit
 
 
@@ -188,7 +206,7 @@ def test_a_change_of_schema_2_that_does_not_fit_is_named(
 ) -> None:
     model, other = build_model("gpt2"), build_model("llama")
     edits = make_ledger(model, [{0: forms((32, 128))["dense"]}])
-    write_schema_2(tmp_path / "old", edits, layers_of(model), {})
+    write_schema_2(tmp_path / "old", edits, build_model("gpt2"), {})
     before = state(other)
     with pytest.raises(InputError, match=r"shape \(32, 48\) for block 0 of LlamaForCausalLM, but got \(32, 128\)"):
         load_edits(tmp_path / "old").apply(other, force=True)
@@ -207,8 +225,7 @@ def older_words(about: dict[str, Any]) -> dict[str, Any]:
 
 def content_of(file: Path) -> dict[str, str]:
     """A batch's header and the hashes of its tensors."""
-    with safe_open(file, framework="pt") as content:
-        header: dict[str, str] = content.metadata()
+    header: dict[str, str] = read_about(file) if is_sealed(file) else safe_open(file, framework="pt").metadata()
     return header | {name: tensor_hash(tensor) for name, tensor in load_file(file).items()}
 
 
@@ -240,10 +257,10 @@ def test_a_run_of_schema_2_is_gone_on_with(
     begun = replace(whole, batches=whole.batches[:2])
     other = older_words(whole.about)
     other["hyperparameters"]["ridge"] = 7.0  # settings are compared in the words of today
-    write_schema_2(emptied(folder), begun, layers_of(model), other)
+    write_schema_2(emptied(folder), begun, model, other)
     assert main(command) == 2
     assert "model (hyperparameters) differs" in capsys.readouterr().err
-    write_schema_2(emptied(folder), begun, layers_of(model), older_words(whole.about))
+    write_schema_2(emptied(folder), begun, model, older_words(whole.about))
 
     searched: list[Fact] = []
     find = ValueSearcher.find
@@ -256,7 +273,7 @@ def test_a_run_of_schema_2_is_gone_on_with(
     assert main(command) == 0
     assert searched == list(whole.batches[2].facts)
     assert content_of(batch_file(folder, 2)) == last
-    assert [content_of(batch_file(folder, n))["schema"] for n in range(3)] == ["2", "2", str(SCHEMA)]
+    assert [content_of(batch_file(folder, n))["schema"] for n in range(3)] == ["2", "2", SCHEMA]
     assert index_of(folder)["schema"] == SCHEMA
     mixed = load_edits(folder)
     assert mixed.about == whole.about
@@ -288,7 +305,7 @@ def test_a_shorter_ledger_replaces_a_longer_one(kept: tuple[Path, Edits]) -> Non
 
 def test_tensors_are_named_by_what_they_are(kept: tuple[Path, Edits]) -> None:
     name = "transformer.h.0.mlp.c_proj.weight"
-    parts = (f"edit:{name}:left", f"edit:{name}:right", f"sample:{name}")
+    parts = (f"edit:{name}:left", f"edit:{name}:right", f"sketch:{name}")
     assert tuple(sorted(load_file(batch_file(kept[0], 0)))) == parts
     assert index_of(kept[0])["batches"][0]["edit"] == {
         "kind": "weights", "deltas": {name: {"kind": "low_rank", "shape": [32, 128]}},

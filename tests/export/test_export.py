@@ -20,8 +20,9 @@ from editkit.edits import Context, EditBatch, Edits, PromptEdit, WeightEdit, loa
 from editkit.export import export_adapter, export_checkpoint
 from editkit.functional import Delta, DenseDelta, LowRankDelta, ZeroDelta
 from editkit.models.editable import EditableModel, orient
-from editkit.models.fingerprint import fingerprint, tensor_hash
+from editkit.models.fingerprint import fingerprint
 from editkit.utils.errors import InputError
+from editkit.utils.hashes import tensor_hash
 
 FACTS = [Fact("Lyon", "{} lies in", "Peru", "France"), Fact("a|b", "{} is", "x")]
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"  # of block 0 of GPT-2

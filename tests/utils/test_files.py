@@ -25,6 +25,12 @@ from editkit.utils.files import (
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
+def aged(*files: Path) -> None:
+    """Let files look as if they were written a while ago."""
+    for number, file in enumerate(files):
+        os.utime(file, ns=(10**18 + file.stat().st_size, 10**18 + number))
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
@@ -159,6 +165,7 @@ def test_worked_out_once_for_files_that_stay_as_they_are(tmp_path: Path, own_cac
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
     two.write_text("2")
+    aged(one, two)
     calls = []
 
     def work_out() -> str:
@@ -173,18 +180,23 @@ def test_worked_out_once_for_files_that_stay_as_they_are(tmp_path: Path, own_cac
     assert value("another kind") == "12"
     assert len(calls) == 2
     two.write_text("22")  # another size
+    aged(two)
     assert (value(), value()) == ("122", "122")
     assert len(calls) == 3
     one.write_text("3")  # the same size at another time
     os.utime(one, ns=(5, 5))
     assert value() == "322"
     assert len(calls) == 4
+    one.write_text("4")  # just now: it could change again before the file system's clock does
+    assert (value(), value()) == ("422", "422")
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("content", ["", "{ not json", "[]", '{"stamps": []}'])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, own_cache: Path, content: str) -> None:
     file = tmp_path / "file"
     file.write_text("text")
+    aged(file)
     assert cached_by_files([file], "kind", lambda: 1) == 1
     (kept,) = (own_cache / "hashes").iterdir()
     kept.write_text(content)

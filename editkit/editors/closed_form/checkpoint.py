@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from editkit.editors.closed_form.search import Group, SearchTotals
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.utils.distributed import rank_and_size
-from editkit.utils.files import atomic_write, digest
+from editkit.utils.files import digest
+from editkit.utils.sealed import BrokenSeal, read_sealed, write_sealed
 
 
 class ValueCheckpoint:
@@ -33,9 +31,9 @@ class ValueCheckpoint:
         """Keep what a step found, and the totals of the batch after it."""
         if self._folder is None:
             return
-        tensors = {"keys": vectors.keys.cpu().contiguous(), "values": vectors.values.cpu().contiguous()}
-        metadata = {"groups": _digest(vectors.groups), "totals": json.dumps(asdict(totals))}
-        atomic_write(self._file(self._folder, batch, step), lambda part: save_file(tensors, part, metadata), "edits")
+        tensors = {"keys": vectors.keys, "values": vectors.values}
+        about = {"groups": _digest(vectors.groups), "totals": asdict(totals)}
+        write_sealed(self._file(self._folder, batch, step), tensors, about, "edits")
 
     def read(
         self, batch: int, step: int, groups: Sequence[Group], device: torch.device
@@ -44,15 +42,13 @@ class ValueCheckpoint:
         if self._folder is None:
             return None
         try:
-            with safe_open(self._file(self._folder, batch, step), framework="pt") as content:
-                metadata = content.metadata()
-                if metadata["groups"] != _digest(groups):
-                    return None
-                keys, values = content.get_tensor("keys"), content.get_tensor("values")
-                totals = SearchTotals(**json.loads(metadata["totals"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            tensors, about = read_sealed(self._file(self._folder, batch, step))
+        except (OSError, BrokenSeal):
             return None
-        return ValueVectors(tuple(groups), keys.to(device), values.to(device)), totals
+        if about["groups"] != _digest(groups):
+            return None
+        vectors = ValueVectors(tuple(groups), tensors["keys"].to(device), tensors["values"].to(device))
+        return vectors, SearchTotals(**about["totals"])
 
     def remove(self, batch: int) -> None:
         """Forget what this process kept of a batch."""
