@@ -16,8 +16,10 @@ import editkit
 from editkit.atlas.world import load_world
 from editkit.data.facts import Fact
 from editkit.editors import EMMET, MEMIT, LayerProblem, ValueSearch
-from editkit.edits import WeightEdit
+from editkit.edits import AppliedEdits, WeightEdit
 from editkit.functional import DenseDelta, LowRankDelta
+from editkit.models.editable import EditableModel
+from editkit.models.loading import load_language_model
 from editkit.utils.errors import InputError
 
 QUICK = {"num_steps": 6}
@@ -226,3 +228,73 @@ def test_an_unusable_place_for_second_moments_is_found_before_the_work(
     assert str(tmp_path / place) in str(told.value)
     assert all(torch.equal(a, b) for a, b in zip(before, atlas[0].parameters(), strict=True))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+# ---------------------------------------------------------------- several calls on one model
+
+
+@pytest.fixture
+def three(atlas: Loaded, moments: Path) -> tuple[Loaded, dict[str, torch.Tensor], list[editkit.EditedModel]]:
+    """Three edits of the atlas, one on top of the other, and its weights before."""
+    before, given = weights(atlas[0]), facts(6)
+    made = [
+        quiet_edit(atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments, given[n : n + 2]) for n in (0, 2, 4)
+    ]
+    return atlas, before, made
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.filterwarnings("ignore:edits. EMMET of")
+def test_calls_are_undone_in_any_order(three: Any, order: Sequence[int]) -> None:
+    (model, _), before, made = three
+    for call in order:
+        assert not same(model, before)
+        made[call].undo()
+    assert same(model, before)
+
+
+def test_undoing_an_earlier_call_leaves_the_later_ones(three: Any) -> None:
+    (model, _), before, (first, second, third) = three
+    named = r"EMMET of '.*' and 1 more is taken out and what came later stays \(EMMET of .*, EMMET of .*\)"
+    with pytest.warns(UserWarning, match=named):
+        first.undo()
+    assert same(model, with_edits_of(before, second, third))
+    with pytest.warns(UserWarning, match="is taken out"):
+        second.undo(batch=0)
+    assert same(model, with_edits_of(before, third))
+    third.undo()
+    assert same(model, before)
+
+
+def with_edits_of(before: dict[str, torch.Tensor], *made: editkit.EditedModel) -> dict[str, torch.Tensor]:
+    """The atlas's weights with the edits of some calls alone."""
+    model, _ = load_language_model("atlas")
+    assert same(model, before)
+    for edited in made:
+        for batch in edited.edits.batches:
+            AppliedEdits(EditableModel(model)).apply(batch.edit)
+    return weights(model)
+
+
+def test_a_batch_below_later_calls_is_not_made_again(atlas: Loaded, moments: Path) -> None:
+    given, before = facts(6), weights(atlas[0])
+    edited = batches_of_two(atlas, moments, given[:4])
+    later = quiet_edit(atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments, given[4:])
+    both = weights(atlas[0])
+    with pytest.raises(InputError, match=r"recompute: expected EMMET of .* to be the last edits"):
+        edited.undo(batch=0, recompute=True)
+    assert same(atlas[0], both)
+    later.undo()
+    edited.undo(batch=0, recompute=True)
+    edited.undo()
+    assert same(atlas[0], before)
+
+
+def test_with_blocks_nest(atlas: Loaded, moments: Path) -> None:
+    before, given = weights(atlas[0]), facts(4)
+    with quiet_edit(atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments, given[:2]):
+        outer = weights(atlas[0])
+        with quiet_edit(atlas, EMMET(layers=[1], values=ValueSearch(**QUICK)), moments, given[2:]):
+            assert not same(atlas[0], outer)
+        assert same(atlas[0], outer)
+    assert same(atlas[0], before)

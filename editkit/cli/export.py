@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from editkit.atlas.builtin import DEFAULT
 from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
@@ -18,7 +19,7 @@ from editkit.export.checkpoint import export_checkpoint
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
-from editkit.utils.files import check_new_folder
+from editkit.utils.files import check_can_write, check_new_folder
 from editkit.utils.progress import progress_bar
 
 
@@ -78,12 +79,11 @@ def run(argv: list[str]) -> None:
             "--format=lora"
         )
     output = check_new_folder(Path(options.output), "output")
+    check_can_write(output.parent, "output")
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters") or {}
-    lm, dtype = options.lm or recorded.get("lm"), options.dtype or recorded.get("dtype") or "float32"
-    if not lm:
-        raise InputError(f"lm: {options.edits} does not say which model was edited; expected --lm with its name")
+    lm, dtype = options.lm or recorded.get("lm") or DEFAULT, options.dtype or recorded.get("dtype") or "float32"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
         step = progress.add_task(f"reading {lm}", total=None)

@@ -161,7 +161,7 @@ class AppliedEdits:
                 remove()
             found.restore()
             if not self._layer.edits:
-                self.replace(())
+                self.restore()
 
         return undo
 
@@ -170,18 +170,18 @@ class AppliedEdits:
 
         Edits that others made on top stay, which is warned about, as they were solved for weights that had these.
         """
-        if self.later:
+        self.replace((), stacklevel=4)
+
+    def replace(self, edits: Sequence[Edit], stacklevel: int = 3) -> None:
+        """Let other edits act where these did, below those that were made on top of them, which is warned about."""
+        above = self._above
+        if above:
             warnings.warn(
                 f"edits: {self._layer.name} is taken out and what came later stays ({', '.join(self.later)}): it was "
                 "made on top, so the result is not as if these edits had never been made; once all are undone, the "
                 "model has its first weights bit for bit",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
-        self.replace(())
-
-    def replace(self, edits: Sequence[Edit]) -> None:
-        """Let other edits act where these did, below those that were made on top of them."""
-        above = self._above
         later = [layer.take_off() for layer in reversed(above)][::-1]
         self._layer.take_off()
         for edit in edits:

@@ -99,6 +99,10 @@ def read_ledger(folder: Path) -> tuple[dict[str, Any], list[EditBatch]]:
         return header, batches
     except InputError:
         raise
+    except BrokenSeal as error:
+        raise InputError(
+            f"edits: expected {folder} as editkit wrote it, but {error}; copy it again, or repeat the run"
+        ) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(
             f"edits: expected a folder written by editkit with {INDEX} and batch_*.safetensors, but {folder} could "
@@ -137,9 +141,9 @@ def _read_file(file: Path, number: int, model: str, listed: list[Entry], schema:
         listed: batches as ``edits.json`` has them.
         schema: of ``edits.json``.
     """
-    if not is_sealed(file):
-        return _read_older(file, listed[number] if schema == 1 else None)
     try:
+        if not is_sealed(file):
+            return _read_older(file, listed[number] if schema == 1 else None)
         tensors, about = read_sealed(file)
     except BrokenSeal as error:
         raise BrokenSeal(f"{file.name}: {error}") from error

@@ -175,7 +175,7 @@ def test_an_edit_that_does_not_fit_the_model_is_not_kept(make_editor: MakeEditor
         deltas={bias: DenseDelta(torch.ones(128)), "transformer.ln_f.bias": DenseDelta(torch.ones(7))}
     )
     before, update = state(editor), WeightUpdate()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"shape \(32,\) for transformer.ln_f.bias"):
         fit(editor, update)
     assert same(editor, before)
     assert not update.edits.batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import editkit
 import editkit.utils.progress
 from editkit.cli.main import main
 from editkit.data.facts import Fact
@@ -137,7 +139,7 @@ def test_bad_folders(edits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     (cut / "batch_00001.safetensors").write_bytes(whole[: len(whole) // 2])
     for ledger, output, message in (
         (tmp_path / "none", out, "edits: expected a folder written by editkit"),
-        (cut, out, "could not be read (SafetensorError"),
+        (cut, out, "batch_00001.safetensors: Error while deserializing header"),
         (edits, mine, "output: expected a folder that is empty or does not exist yet"),
         (edits, mine / "notes.txt", "is a file"),
     ):
@@ -145,3 +147,27 @@ def test_bad_folders(edits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "mine"]
     assert [p.name for p in mine.iterdir()] == ["notes.txt"]
+
+
+def test_the_model_is_the_one_that_the_ledger_names(
+    edits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder of its own, loaded by the Python API, in the dtype of the run."""
+    model, tokenizer = load_language_model("atlas")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "mine")
+    loaded, tokenizer = load_language_model(str(tmp_path / "mine"), "bfloat16")
+    editor = editkit.EMMET(layers=[0])
+    editor.attach(loaded, tokenizer)
+    ledger = replace(load_edits(edits), model=fingerprint(loaded), about=editor.about())
+    ledger.save(tmp_path / "edits")
+    arguments = [f"--edits={tmp_path / 'edits'}", "--batch=0", f"--output={tmp_path / 'out'}"]
+    assert export(*arguments) == 0
+    told = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"# {tmp_path / 'mine'}, edited" in told
+    assert '"bfloat16"' in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+    for part in (tmp_path / "mine").iterdir():
+        part.unlink()
+    assert export(*arguments[:-1], f"--output={tmp_path / 'other'}") == 2
+    assert str(tmp_path / "mine") in capsys.readouterr().err
+    assert export(*arguments[:-1], f"--output={tmp_path / 'other'}", "--lm=atlas") == 0
