@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from editkit.functional.columns import TINY, dependent_columns
+from editkit.functional.factored import FactoredSecondMoment
 from editkit.functional.second_moment import condition_number, effective_rank
-from editkit.functional.solve import FactoredSecondMoment, check_keys, gram, whiten
+from editkit.functional.solve import check_keys, gram, whiten
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from editkit.functional.delta import LowRankDelta
+from editkit.functional.factored import FactoredSecondMoment, factor_second_moment
+from editkit.functional.preservation import Preservation
 from editkit.functional.second_moment import condition_number, effective_rank
 from editkit.functional.solve import (
-    FactoredSecondMoment,
     check_problem,
-    factor_second_moment,
     gram,
     primal_system,
     whiten,
@@ -111,7 +111,7 @@ def ridge_path(
     check_problem(keys, residuals, second_moment, 1.0, names)
     factor = factor_second_moment(second_moment).factor.to(keys.device)
     if keys.shape[1] > keys.shape[0]:
-        system, left = primal_system(factor, keys, residuals)
+        system, left = primal_system(Preservation(len(factor), factor), keys, residuals)
         values, right = torch.linalg.eigh(system)
         left = left @ right
     else:

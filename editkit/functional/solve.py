@@ -22,15 +22,15 @@ fifth faster; at a condition number of C of 1e12 that costs four to five digits 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from editkit.functional.columns import TINY, dependent_columns, shares, tolerance
-from editkit.functional.delta import LowRankDelta
+from editkit.functional.columns import dependent_columns, shares, tolerance
+from editkit.functional.delta import Delta, DenseDelta, LowRankDelta
+from editkit.functional.factored import FactoredSecondMoment, factor_second_moment
+from editkit.functional.preservation import Preservation
 from editkit.functional.second_moment import BLOCK
 from editkit.utils.errors import InputError
 
@@ -48,89 +48,6 @@ class DependentKeysError(InputError):
     def __init__(self, message: str, facts: Sequence[int]) -> None:
         super().__init__(message)
         self.facts = tuple(facts)
-
-
-@dataclass(frozen=True)
-class FactoredSecondMoment:
-    """Cholesky factor of a second moment, reusable over batches and ridges.
-
-    Attributes:
-        factor: (d_in, d_in) float64 lower triangular L with LLᵀ = C + jitter · I.
-        jitter: what had to be added to the diagonal, in the units of C (0.0 normally).
-    """
-
-    factor: Tensor
-    jitter: float = 0.0
-
-
-def factor_second_moment(second_moment: Tensor | FactoredSecondMoment) -> FactoredSecondMoment:
-    """Cholesky-factor C = E[k kᵀ] in float64, with escalating jitter where C is singular to working precision.
-
-    Args:
-        second_moment: (d_in, d_in), any floating dtype, symmetric up to rounding; a ``FactoredSecondMoment`` passes
-            through.
-
-    Returns:
-        The factor and the jitter used. Any jitter is warned about with its size.
-
-    Raises:
-        InputError: not square, not finite, not symmetric, or not positive semi-definite.
-
-    >>> factor_second_moment(4 * torch.eye(2)).factor
-    tensor([[2., 0.],
-            [0., 2.]], dtype=torch.float64)
-    """
-    if isinstance(second_moment, FactoredSecondMoment):
-        return second_moment
-    if second_moment.ndim != 2 or second_moment.shape[0] != second_moment.shape[1]:
-        raise InputError(f"second_moment: expected shape (d_in, d_in), but got {tuple(second_moment.shape)}")
-    if not second_moment.isfinite().all():
-        raise InputError("second_moment: expected finite numbers, but got NaN or infinity; estimate it again")
-    moment = second_moment.to(torch.float64, copy=True)
-    scale = float(moment.diagonal().abs().mean())
-    for start in range(0, len(moment), BLOCK):  # by rows, so that no third matrix is needed
-        rows = slice(start, start + BLOCK)
-        below, above = moment[rows, : start + BLOCK], second_moment[: start + BLOCK, rows].T.to(torch.float64)
-        if float((below - above).abs().max()) > 1e-3 * max(scale, TINY):
-            raise InputError("second_moment: expected a symmetric matrix E[k kᵀ], but it differs from its transpose")
-        below.add_(above).div_(2)  # the lower triangle is all that a Cholesky factorisation reads
-    diagonal = moment.diagonal().clone()
-    for relative in (0.0, 1e-12, 1e-10, 1e-8, 1e-6):
-        jitter = relative * scale
-        moment.diagonal().copy_(diagonal + jitter)
-        factor, failed = torch.linalg.cholesky_ex(moment)
-        if not failed and factor.isfinite().all():
-            if jitter:
-                warnings.warn(
-                    f"second_moment is singular in float64: {jitter:.2e} ({relative:.0e} of its mean diagonal) was "
-                    "added to its diagonal; more tokens would make that needless",
-                    stacklevel=2,
-                )
-            return FactoredSecondMoment(factor, jitter)
-    raise InputError(
-        f"second_moment: expected a positive definite ({len(moment)}, {len(moment)}) matrix, but it is singular even "
-        f"with {jitter:.2e} on its diagonal; estimate it from at least d_in = {len(moment)} varied tokens"
-    )
-
-
-def with_keys(moment: FactoredSecondMoment, keys: Tensor, weight: float) -> FactoredSecondMoment:
-    """The factored second moment of C + βKKᵀ: keys of earlier edits to preserve beside those that C stands for.
-
-    With β = 1/ρ the next update's objective counts each earlier key as much as a new one, which is recursive least
-    squares: updates for two batches of facts one after the other add up to the update for both at once.
-
-    Args:
-        moment: of C, (d_in, d_in).
-        keys: (d_in, E).
-        weight: β ≥ 0.
-
-    >>> with_keys(FactoredSecondMoment(torch.eye(2).double()), torch.tensor([[3.0], [0.0]]), weight=1 / 3).factor
-    tensor([[2., 0.],
-            [0., 1.]], dtype=torch.float64)
-    """
-    keys = keys.to(moment.factor)
-    total = torch.addmm(moment.factor @ moment.factor.T, keys, keys.T, alpha=weight)
-    return FactoredSecondMoment(torch.linalg.cholesky(total), moment.jitter)
 
 
 def preservation_memorization_update(
@@ -163,21 +80,90 @@ def preservation_memorization_update(
     tensor([[0.5000, 1.0000, 0.0000]], dtype=torch.float64)
     """
     check_problem(keys, residuals, second_moment, rho, names)
-    d_in, facts = keys.shape
     factor = factor_second_moment(second_moment).factor.to(keys.device)
-    if facts > d_in:
-        system, together = primal_system(factor, keys, residuals)
+    return _solve(keys, residuals, Preservation(len(factor), factor), rho, keys.dtype, names)
+
+
+def closed_form_update(
+    keys: Tensor,
+    residuals: Tensor,
+    preservation: Preservation | FactoredSecondMoment | Tensor,
+    ridge: float | Tensor = 0.0,
+    names: Sequence[str] | None = None,
+    restoring: Tensor | None = None,
+) -> Delta:
+    """The solve that every closed-form method is: Δ = Δ₀ + (R − Δ₀K)(KᵀHK + diag ρ)⁻¹KᵀH.
+
+    Args:
+        keys: (d_in, E) input of the edited projection at each fact's lookup token.
+        residuals: (d_out, E) what is missing at its output.
+        preservation: H, from ``editkit.functional.preservation``; a second moment or its factor stands for C⁻¹.
+        ridge: ρ ≥ 0, a number, or (E,) one per fact. 0 asks for ΔK = R exactly.
+        names: E names of the facts for error messages; column numbers without it.
+        restoring: Δ₀, (d_out, d_in): a change made whatever the facts are (LyapLock, arXiv 2505.15702), for which the
+            facts then make up.
+
+    Returns:
+        The update with float64 factors on the device of ``keys``; of rank at most E, and dense with Δ₀.
+
+    Raises:
+        InputError: shapes that do not fit, non-finite entries, a negative ρ, or at ρ = 0 more facts than H has rank, or
+            a key that lies outside H's range.
+        DependentKeysError: at ρ = 0 some keys depend on others to within their own rounding.
+
+    >>> from editkit.functional import preservation
+    >>> h = preservation.null_space(torch.diag(torch.tensor([1.0, 1.0, 1e-3])))
+    >>> closed_form_update(torch.ones(3, 1), torch.tensor([[2.0]]), h).dense()
+    tensor([[0., 0., 2.]], dtype=torch.float64)
+    >>> closed_form_update(torch.eye(2), torch.ones(1, 2), preservation.identity(2), torch.tensor([0.0, 1.0])).dense()
+    tensor([[1.0000, 0.5000]], dtype=torch.float64)
+    """
+    if not isinstance(preservation, Preservation):
+        check_keys(keys, preservation, names)
+        factor = factor_second_moment(preservation).factor.to(keys.device)
+        preservation = Preservation(len(factor), factor)
+    rho = _checked_ridge(ridge, keys)
+    least = rho if isinstance(rho, float) else float(rho.min())
+    check_shapes(keys, residuals, preservation, names)
+    exact = torch.arange(keys.shape[1]) if isinstance(rho, float) and not rho else _zeros(rho)
+    if least == 0.0:
+        _check_reachable(keys, preservation, exact, names)
+    dtype = keys.dtype
+    if restoring is not None:
+        restoring = restoring.to(keys.device, torch.float64)
+        residuals = residuals.to(torch.float64) - restoring @ keys.to(torch.float64)
+    found = _solve(keys, residuals, preservation, rho, dtype, names)
+    return found if restoring is None else DenseDelta(restoring + found.dense())
+
+
+def _solve(
+    keys: Tensor,
+    residuals: Tensor,
+    preservation: Preservation,
+    rho: float | Tensor,
+    dtype: torch.dtype,
+    names: Sequence[str] | None,
+) -> LowRankDelta:
+    """The cheaper of the dual (E × E) and the primal (rank × rank) form, for keys measured in ``dtype``."""
+    scaled = isinstance(rho, Tensor) and bool(rho.min() > 0)
+    if keys.shape[1] > preservation.rank and (isinstance(rho, float) or scaled):
+        if isinstance(rho, Tensor):  # a fact of ridge ρ is one of ridge 1 that is 1/√ρ as long
+            scale = rho.rsqrt()
+            keys, residuals, rho = keys.to(torch.float64) * scale, residuals.to(torch.float64) * scale, 1.0
+        system, together = primal_system(preservation, keys, residuals)
         system.diagonal().add_(rho)
-        solved = solve_factored(together, torch.linalg.cholesky(system))
-        return LowRankDelta(torch.linalg.solve_triangular(factor, solved, upper=False, left=False), None)
-    whitened = whiten(keys, FactoredSecondMoment(factor))
-    if rho == 0.0:
-        right = _least_norm(whitened, keys.dtype, names)
+        return LowRankDelta(preservation.times_half(solve_factored(together, torch.linalg.cholesky(system))), None)
+    whitened = preservation.whiten(keys)
+    if isinstance(rho, float) and rho == 0.0:
+        right = _least_norm(whitened, dtype, names)
     else:
+        if isinstance(rho, Tensor) and len(exact := _zeros(rho)):
+            chosen = None if names is None else [names[i] for i in exact.tolist()]
+            _least_norm(whitened[:, exact], dtype, chosen)  # or they cannot be met together
         system = gram(whitened.T)
         system.diagonal().add_(rho)
         right = solve_factored(whitened, torch.linalg.cholesky(system))
-    return LowRankDelta(residuals.to(torch.float64), torch.linalg.solve_triangular(factor.T, right, upper=True))
+    return LowRankDelta(residuals.to(torch.float64), preservation.half_times(right))
 
 
 def whiten(keys: Tensor, second_moment: Tensor | FactoredSecondMoment) -> Tensor:
@@ -200,13 +186,13 @@ def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:
     return total
 
 
-def primal_system(factor: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """AAᵀ, (d_in, d_in) as ``gram`` gives it, and R Aᵀ, (d_out, d_in), a chunk of facts at a time."""
-    system = factor.new_zeros(factor.shape)
-    together = factor.new_zeros(len(residuals), len(factor))
+def primal_system(preservation: Preservation, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """AAᵀ, (r, r) as ``gram`` gives it, and R Aᵀ, (d_out, r), of A = FᵀK, a chunk of facts at a time."""
+    system = torch.zeros(preservation.rank, preservation.rank, dtype=torch.float64, device=keys.device)
+    together = system.new_zeros(len(residuals), preservation.rank)
     for start in range(0, keys.shape[1], CHUNK):
         columns = slice(start, start + CHUNK)
-        whitened = whiten(keys[:, columns], FactoredSecondMoment(factor))
+        whitened = preservation.whiten(keys[:, columns])
         gram(whitened, system)
         together.addmm_(residuals[:, columns].to(torch.float64), whitened.T)
     return system, together
@@ -240,6 +226,64 @@ def check_problem(
         raise InputError(
             f"ridge: {keys.shape[1]} facts exceed d_in = {keys.shape[0]} and cannot all be met exactly; "
             "expected a ridge > 0 (or at most d_in facts), but got 0"
+        )
+
+
+def check_shapes(
+    keys: Tensor, residuals: Tensor, preservation: Preservation, names: Sequence[str] | None = None
+) -> None:
+    """Raise an ``InputError`` unless keys (d_in, E) and residuals (d_out, E) are finite, fit each other and H."""
+    if keys.ndim != 2 or residuals.ndim != 2 or keys.shape[1] != residuals.shape[1] or keys.shape[1] == 0:
+        raise InputError(
+            "keys, residuals: expected shapes (d_in, E) and (d_out, E) with one column per fact and E > 0, but got "
+            f"{tuple(keys.shape)} and {tuple(residuals.shape)}"
+        )
+    if len(keys) != preservation.d_in:
+        raise InputError(f"keys: expected {preservation.d_in} dimensions, as the preservation has, but got {len(keys)}")
+    _check_finite("keys", keys, names)
+    _check_finite("residuals", residuals, names)
+
+
+def _checked_ridge(ridge: float | Tensor, keys: Tensor) -> float | Tensor:
+    """A number, or (E,) float64; finite and not negative."""
+    if isinstance(ridge, Tensor) and ridge.ndim:
+        if ridge.shape != keys.shape[1:] or not (ridge.isfinite() & (ridge >= 0)).all():
+            raise InputError(
+                f"ridge: expected a number >= 0 or one for each of {keys.shape[-1]} facts, but got a tensor of shape "
+                f"{tuple(ridge.shape)}{'' if ridge.shape != keys.shape[1:] else ' with negative or non-finite numbers'}"
+            )
+        return ridge.to(keys.device, torch.float64)
+    if not 0.0 <= float(ridge) < float("inf"):
+        raise InputError(f"ridge: expected a finite number >= 0, but got {float(ridge)}")
+    return float(ridge)
+
+
+def _zeros(rho: float | Tensor) -> Tensor:
+    return (rho == 0).nonzero().flatten() if isinstance(rho, Tensor) else torch.zeros(0, dtype=torch.int64)
+
+
+def _check_reachable(keys: Tensor, preservation: Preservation, exact: Tensor, names: Sequence[str] | None) -> None:
+    """Raise an ``InputError`` where facts that are to be met exactly are too many, or beyond the reach of H."""
+    if len(exact) > preservation.rank:
+        space = (
+            f"d_in = {preservation.d_in}"
+            if preservation.basis is None
+            else f"the rank of the preservation, {preservation.rank} of {preservation.d_in},"
+        )
+        raise InputError(
+            f"ridge: {len(exact)} facts exceed {space} and cannot all be met exactly; "
+            f"expected a ridge > 0 (or at most {preservation.rank} facts), but got 0"
+        )
+    if preservation.basis is None:
+        return
+    lost = preservation.lost(keys)[exact.to(keys.device)]
+    beyond = (lost >= 1 - tolerance(keys.dtype) ** 2).nonzero().flatten().tolist()
+    if beyond:
+        share = f"{100 * float(lost[beyond].min()):.4g}%"
+        raise InputError(
+            f"keys: {_name([int(exact[i]) for i in beyond], names)} cannot be met exactly, as {share} of the squared "
+            f"length of the key lies outside the {preservation.rank} directions that may change; expected another "
+            "preservation, or a ridge > 0"
         )
 
 
