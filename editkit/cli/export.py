@@ -21,6 +21,7 @@ from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import check_new_folder
 from editkit.utils.progress import progress_bar
+from editkit.utils.quiet import plain_warnings
 
 
 def export_parser() -> ArgumentParser:
@@ -64,6 +65,7 @@ def export_parser() -> ArgumentParser:
     return parser
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``editkit export``; every mistake of the user's is an ``InputError``."""
     try:

@@ -34,7 +34,7 @@ from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
-from editkit.utils.quiet import quiet_lightning
+from editkit.utils.quiet import plain_warnings, quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -254,6 +254,7 @@ class EditkitCLI(LightningCLI):
         self.run_folder.close()
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from editkit.utils.quiet import plain_warnings
+
 HELP = """usage: editkit COMMAND [options]
 
 Knowledge editing in language models: change what a model says about a fact by a closed-form change of a few weight
@@ -25,6 +27,7 @@ of those before it. --print_config after it shows what it comes to. These ship:
 """
 
 
+@plain_warnings()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 

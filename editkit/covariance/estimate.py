@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -15,11 +15,11 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from editkit.atlas.builtin import resolve
+from editkit.atlas.builtin import built_in_model, resolve
 from editkit.covariance.accumulate import SecondMoments, input_width
 from editkit.covariance.folder import Partial, SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
-from editkit.data.text import Text, TextSource, open_text
+from editkit.data.text import TEXTS, Text, TextSource, open_text
 from editkit.data.windows import TextDataModule
 from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, sample_hashes, tokenizer_hash
@@ -41,6 +41,8 @@ class SecondMomentSource(TextSource):
     """Where the second moments E[k kᵀ] of the keys to preserve come from: a ``TextSource``, and how much of it.
 
     Args:
+        text: as for ``TextSource``. Default: of a built-in model its own text; any other model's moments are taken from
+            ``path`` as they are there, and are not estimated from a text that nobody chose.
         path: folder of moments. Layers that it has are loaded, if they are of the same model, tokenizer and text;
             others are estimated and added. Default: a folder in the user's cache (EDITKIT_CACHE, ~/.cache/editkit) that
             is named by all that the moments depend on.
@@ -59,6 +61,7 @@ class SecondMomentSource(TextSource):
         trust: take moments from ``path`` even where they are not of this model, tokenizer or text.
     """
 
+    text: str | None = None
     path: str | None = None
     num_tokens: PositiveInt | None = None
     num_documents: PositiveInt | None = None
@@ -119,10 +122,36 @@ def check_can_keep(source: SecondMomentSource, layers: Sequence[int]) -> None:
     Raises:
         InputError: it is a file, is below one, or cannot be written.
     """
-    if source.path:
-        folder = SecondMomentFolder(Path(source.path).expanduser(), {})
-        if not all(os.path.exists(folder.file(layer)) for layer in layers):
-            check_can_write(folder.folder, PATH)
+    if source.path and not _has_all(source.path, layers):
+        check_can_write(Path(source.path).expanduser(), PATH)
+
+
+def check_has_text(source: SecondMomentSource, lm: str, layers: Sequence[int] | None = None) -> None:
+    """Find out, before any work, whether moments that ``source.path`` lacks have a text to be estimated from.
+
+    Args:
+        source: text and folder.
+        lm: name or folder of the language model.
+        layers: blocks whose moments are wanted; None: not known yet, so that a folder may have them all.
+
+    Raises:
+        InputError: there is none, and the model is no built-in one, which has a text of its own.
+    """
+    if source.text is not None or built_in_model(lm) is not None:
+        return
+    if source.path and (layers is None or _has_all(source.path, layers)):
+        return
+    lacking = f", and {source.path} has no moments of some of blocks {list(layers)}" if source.path and layers else ""
+    raise InputError(
+        f"second_moment.text: expected a text from which the second moments of {lm} are estimated, but got none"
+        f"{lacking}; give {TEXTS}, or 'atlas' where the atlas's own prose is meant; or give second_moment.path, a "
+        "folder that has the moments"
+    )
+
+
+def _has_all(path: str, layers: Sequence[int]) -> bool:
+    folder = SecondMomentFolder(Path(path).expanduser(), {})
+    return all(os.path.exists(folder.file(layer)) for layer in layers)
 
 
 def ensure(
@@ -160,6 +189,8 @@ def _ensure(
     working_on: Callable[[str], None],
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
+    if source.text is None and (built_in := built_in_model(editable.model.name_or_path)) is not None:
+        source = replace(source, text=built_in.name)
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
         if missing and rank == 0:
@@ -206,7 +237,8 @@ def _look(
         folder = SecondMomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
         if not folder.missing(layers):
             return folder, None, budget, []
-    text = open_text(source)
+    check_has_text(source, editable.model.name_or_path or type(editable.model).__name__, layers)
+    text = None if source.text is None else open_text(source)
     folder = _folder(editable, tokenizer, widths, source, text)
     missing = folder.missing(layers)
     if missing and budget is not None and not source.ridge:
@@ -264,18 +296,19 @@ def _folder(
     tokenizer: PreTrainedTokenizerBase,
     widths: dict[int, int],
     source: SecondMomentSource,
-    text: Text,
+    text: Text | None,
 ) -> SecondMomentFolder:
     layers = [*widths, editable.depth - 1]  # the last one names the folder, so that it is the same for any layers
     weights, samples = content_hashes(editable, layers), sample_hashes(editable, layers)
-    common = {
-        "tokenizer": tokenizer_hash(tokenizer),
-        "text_revision": digest(text.revision, source.config, source.split, source.column)
-        if resolve(source.text) is None
-        else digest(text.revision),
-        "max_length": source.max_length,
-        "packing": source.packing,
-    }
+    common: dict[str, Any] = {"tokenizer": tokenizer_hash(tokenizer)}
+    if text is not None:  # else the moments that are there are taken, of whatever text
+        assert source.text is not None
+        column = () if resolve(source.text) is not None else (source.config, source.split, source.column)
+        common |= {
+            "text_revision": digest(text.revision, *column),
+            "max_length": source.max_length,
+            "packing": source.packing,
+        }
     asked = {"num_tokens": source.num_tokens, "num_documents": source.num_documents, "tolerance": source.tolerance}
     about = {
         layer: {"weights": weights[layer], "sample": samples[layer], "d_in": widths[layer], **common, **asked}

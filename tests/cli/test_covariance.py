@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXT = "--second_moment.text=atlas"
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
@@ -32,7 +33,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerB
 
 
 def command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "editkit.cli", "covariance", *options]
+    return [sys.executable, "-m", "editkit.cli", "covariance", TEXT, *options]
 
 
 def environment() -> dict[str, str]:
@@ -111,7 +112,7 @@ def test_a_path_that_cannot_be_is_found_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={place}"]) == 2
+        assert main(["covariance", lm, TEXT, "--layers=[0]", f"--second_moment.path={place}"]) == 2
         told = capsys.readouterr()
         assert f"error: second_moment.path: expected a folder that can be written, but {place} " in told.err
         assert "estimating" not in told.out
@@ -154,7 +155,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(lm: str, tmp_path: Path)
     options = [lm, "--layers=[0]", "--second_moment.num_tokens=4000", "--second_moment.max_tokens=512", *TWO]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(script), "covariance", *options, f"--second_moment.path={tmp_path / 'm'}"],
+        [sys.executable, str(script), "covariance", TEXT, *options, f"--second_moment.path={tmp_path / 'm'}"],
         capture_output=True, text=True, timeout=100, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -180,7 +181,7 @@ def test_bad_options(
     lm: str, tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "m"
-    assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={folder}", *options]) == 2
+    assert main(["covariance", lm, TEXT, "--layers=[0]", f"--second_moment.path={folder}", *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
     assert len(errors) == 1
     for word in told:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments
+from editkit.covariance import SecondMomentSource, check_can_keep, check_has_text, factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
@@ -225,6 +225,8 @@ class ClosedFormEditor(Editor):
     @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
+        model = self.editable.model
+        check_has_text(self._source, model.name_or_path or type(model).__name__, self.edited_layers)
         check_can_keep(self._source, self.edited_layers)
         _ = self.templates
         if self.earlier_keys and not plan.sequential:
