@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
             trainer = L.Trainer(**options)
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"trainer: {error}; see editkit covariance --help") from error
-    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
+    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, True, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))
 

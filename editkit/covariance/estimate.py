@@ -80,6 +80,7 @@ def second_moments(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
 ) -> dict[int, Tensor]:
     """Load the second moments of ``layers``, or estimate and keep them.
 
@@ -88,7 +89,8 @@ def second_moments(
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
-        progress: say what is estimated, and show how far it is.
+        progress: show how far it is.
+        announce: say what is estimated; default as ``progress``.
 
     Returns:
         Block to C = E[k kᵀ], (d_in, d_in) float64 on the CPU.
@@ -97,7 +99,7 @@ def second_moments(
         InputError: what is at ``source.path`` is of something else or not readable, the text has fewer tokens than
             d_in, or there is too little memory.
     """
-    folder = ensure(editable, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress, announce)
     return {layer: folder.read(layer) for layer in sorted(set(layers))}
 
 
@@ -107,9 +109,10 @@ def factored_second_moments(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
 ) -> dict[int, FactoredSecondMoment]:
     """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
-    folder = ensure(editable, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress, announce)
     with heartbeat("second moments: reading the factors", progress and rank_and_size()[0] == 0):
         return {layer: folder.factored(layer) for layer in sorted(set(layers))}
 
@@ -160,6 +163,7 @@ def ensure(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
     trainer: L.Trainer | None = None,
 ) -> SecondMomentFolder:
     """The folder of ``source``, with moments of all of ``layers``: those that it lacks are estimated.
@@ -169,13 +173,15 @@ def ensure(
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
-        progress: say what is estimated, and show how far it is.
+        progress: show how far it is.
+        announce: say what is estimated; default as ``progress``.
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
     """
     rank = rank_and_size()[0] if trainer is None else trainer.global_rank
     with heartbeat("second moments: looking for what there is", progress and rank == 0) as working_on:
-        return _ensure(editable, tokenizer, layers, source, progress, trainer, rank, working_on)
+        told = progress if announce is None else announce
+        return _ensure(editable, tokenizer, layers, source, progress, told, trainer, rank, working_on)
 
 
 def _ensure(
@@ -184,6 +190,7 @@ def _ensure(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool,
+    announce: bool,
     trainer: L.Trainer | None,
     rank: int,
     working_on: Callable[[str], None],
@@ -204,7 +211,7 @@ def _ensure(
     starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
     if text is None or (not missing and (starts or not several)):
         return folder
-    if progress and rank == 0 and missing:
+    if announce and rank == 0 and missing:
         amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
         print_line(
             console(),

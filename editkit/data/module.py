@@ -237,8 +237,10 @@ class FactsDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if self._measurement is not None:
             return self._measurement
-        in_fit = self.trainer.state.fn == "fit"
-        return self.plan.after(self.trainer.current_epoch) if in_fit else self.plan.before()
+        epoch, in_fit = self.trainer.current_epoch, self.trainer.state.fn == "fit"
+        if not in_fit and epoch:  # by itself, after a fit: the last batch's edit still acts
+            return self.plan.after(epoch - 1)
+        return self.plan.after(epoch) if in_fit else self.plan.before()
 
     def measuring(self, measurement: Measurement) -> FactsDataModule:
         """The same facts and probes, for a validation that measures something else."""

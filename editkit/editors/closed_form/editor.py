@@ -244,7 +244,7 @@ class ClosedFormEditor(Editor):
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
         second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress
+            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
