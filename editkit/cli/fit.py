@@ -27,6 +27,7 @@ from editkit.editors.base import Editor
 from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
+from editkit.evaluation.about import about_run
 from editkit.models.fingerprint import fingerprint
 from editkit.runs.folder import RunFolder, free_folder
 from editkit.runs.resume import EDITS, Resumption, read_run
@@ -35,6 +36,7 @@ from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.words import counted
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -66,7 +68,8 @@ class EditkitCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs. Where fit was interrupted, "
-            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, the first free N).",
+            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, of validate "
+            "runs/validate-N, with the first free N).",
         )
         parser.set_defaults(
             {"model": {"class_path": "editkit.EMMET"}, "weight_update": {"class_path": "editkit.WeightUpdate"}}
@@ -138,7 +141,8 @@ class EditkitCLI(LightningCLI):
         """Write and show the report."""
         plan = self.datamodule.plan
         layers = f", layers {self.model.edited_layers}" if isinstance(self.model, ClosedFormEditor) else ""
-        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan)
+        edits = self._callback(WeightUpdate).edits
+        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan, edits.model, edits)
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
@@ -147,6 +151,7 @@ class EditkitCLI(LightningCLI):
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
+        self.fingerprint = fingerprint(self.model.editable.model)
         self._open(resumable=False)
         self._lock(read_run(None))
 
@@ -154,7 +159,7 @@ class EditkitCLI(LightningCLI):
         """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
         plan = self.datamodule.plan
         if self.ledger is None:
-            self._finish("nothing edited", plan)
+            self._finish("nothing edited", plan, self.fingerprint, None)
             return
         edits, batches = self.ledger
         model, tokenizer = self.model.editable.model, self.model.tokenizer
@@ -167,7 +172,8 @@ class EditkitCLI(LightningCLI):
         how = "sequential" if edits.sequential else "independent"
         count = f"{len(edits.batches)} {how} batches" if len(edits.batches) > 1 else "one batch"
         chosen = self.config[self.subcommand].get("edits_batch")
-        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""), plan)
+        how = f"edits of {count}" + (f", batch {chosen}" if chosen is not None else "")
+        self._finish(how, plan, self.fingerprint, edits)
 
     def _ledger(self) -> tuple[Edits, list[int | None]] | None:
         """The ledger to apply, if any, and which of its batches at a time; checked against the model."""
@@ -221,7 +227,9 @@ class EditkitCLI(LightningCLI):
         self.folder: Path | None = Path(run_dir).expanduser() if run_dir else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
-        self.folder = self.folder or free_folder(type(self.model).__name__.lower())
+        self.folder = self.folder or free_folder(
+            type(self.model).__name__.lower() if self.subcommand == "fit" else str(self.subcommand)
+        )
         self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
@@ -234,19 +242,23 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank or self.folder is None:
             return
         if resumed.batches:
-            batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
+            batches = f"{resumed.batches} of {counted(self.datamodule.plan.num_batches, 'batch', 'batches')}"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
         self.run_folder.open(self.run_config)
         version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
 
-    def _finish(self, how: str, plan: RunPlan) -> None:
+    def _finish(self, how: str, plan: RunPlan, model: str, edits: Edits | None) -> None:
         """Write and show the report."""
         if self.trainer.global_rank:
             return
         evaluation = self._callback(Evaluation)
-        results, title = evaluation.results, f"{self.model.lm}, {len(plan.facts)} facts, {how}"
-        metrics = results.metrics(evaluation.protocol)
+        results, title = evaluation.results, f"{self.model.lm}, {counted(len(plan.facts), 'fact')}, {how}"
+        ledger, dealt = None if edits is None else edits.about, self.subcommand == "fit"
+        about = about_run(self.model.lm, self.model.dtype_name, model, ledger, self.datamodule, plan, dealt)
+        if (path := self.config[self.subcommand].get("edits")) is not None:
+            about["edits"] = path
+        metrics = {**about, **results.metrics(evaluation.protocol)}
         assert self.folder is not None
         write_report(self.folder, results, metrics, title, plan)
         show_report(console(), results, metrics, title)

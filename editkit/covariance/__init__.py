@@ -9,4 +9,11 @@ from editkit.covariance.estimate import (
     second_moments,
 )
 
-__all__ = ["SecondMomentSource", "check_can_keep", "check_has_text", "ensure", "factored_second_moments", "second_moments"]
+__all__ = [
+    "SecondMomentSource",
+    "check_can_keep",
+    "check_has_text",
+    "ensure",
+    "factored_second_moments",
+    "second_moments",
+]

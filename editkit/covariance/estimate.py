@@ -30,6 +30,7 @@ from editkit.utils.errors import InputError
 from editkit.utils.files import cache_folder, check_can_write, digest
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.words import counted
 
 PATH = "second_moment.path"
 TOKENS_PER_DIMENSION = 100
@@ -125,7 +126,7 @@ def check_can_keep(source: SecondMomentSource, layers: Sequence[int]) -> None:
     Raises:
         InputError: it is a file, is below one, or cannot be written.
     """
-    if source.path and not _has_all(source.path, layers):
+    if source.path and _lacking(source.path, layers):
         check_can_write(Path(source.path).expanduser(), PATH)
 
 
@@ -142,19 +143,23 @@ def check_has_text(source: SecondMomentSource, lm: str, layers: Sequence[int] | 
     """
     if source.text is not None or built_in_model(lm) is not None:
         return
-    if source.path and (layers is None or _has_all(source.path, layers)):
-        return
-    lacking = f", and {source.path} has no moments of some of blocks {list(layers)}" if source.path and layers else ""
+    lacking = []
+    if source.path:
+        lacking = _lacking(source.path, layers or [])
+        if not lacking:
+            return
+    which = f" of block{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}" if lacking else ""
     raise InputError(
-        f"second_moment.text: expected a text from which the second moments of {lm} are estimated, but got none"
-        f"{lacking}; give {TEXTS}, or 'atlas' where the atlas's own prose is meant; or give second_moment.path, a "
-        "folder that has the moments"
+        f"second_moment.text: expected a text from which the second moments{which} of {lm} are estimated, but got none"
+        f"{f' and {source.path} does not have them' * bool(lacking)}; give {TEXTS}, or 'atlas' where the atlas's own "
+        "prose is meant; or give second_moment.path, a folder that has the moments"
     )
 
 
-def _has_all(path: str, layers: Sequence[int]) -> bool:
+def _lacking(path: str, layers: Sequence[int]) -> list[int]:
+    """The layers of which a folder has no moments."""
     folder = SecondMomentFolder(Path(path).expanduser(), {})
-    return all(os.path.exists(folder.file(layer)) for layer in layers)
+    return [layer for layer in sorted(set(layers)) if not os.path.exists(folder.file(layer))]
 
 
 def ensure(
@@ -196,7 +201,7 @@ def _ensure(
     working_on: Callable[[str], None],
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
-    if source.text is None and (built_in := built_in_model(editable.model.name_or_path)) is not None:
+    if source.text is None and (built_in := built_in_model(editable.name)) is not None:
         source = replace(source, text=built_in.name)
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
@@ -212,7 +217,7 @@ def _ensure(
     if text is None or (not missing and (starts or not several)):
         return folder
     if announce and rank == 0 and missing:
-        amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
+        amount = counted(source.num_documents or 0, "document") if budget is None else counted(budget, "token")
         print_line(
             console(),
             f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
@@ -244,7 +249,7 @@ def _look(
         folder = SecondMomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
         if not folder.missing(layers):
             return folder, None, budget, []
-    check_has_text(source, editable.model.name_or_path or type(editable.model).__name__, layers)
+    check_has_text(source, editable.name, layers)
     text = None if source.text is None else open_text(source)
     folder = _folder(editable, tokenizer, widths, source, text)
     missing = folder.missing(layers)

@@ -155,7 +155,7 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
                 f"that {source.text} has"
             )
         found = found[source.split]
-    _check_column(source.column, found.column_names, source.text)
+    _check_column(source.column, found.column_names, str(source.text))
     column = source.column
     return Text(f"{source.revision or ''}{found._fingerprint}", lambda: (row[column] for row in found))
 

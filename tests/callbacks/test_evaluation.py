@@ -216,7 +216,11 @@ def test_what_is_measured_again_replaces_what_was(
     trainer.validate(editor, data, verbose=False)
     trainer.fit(editor, data)
     assert evaluation.results is not None and evaluation.latest is not None
-    done, last, count = evaluation.results.metrics(evaluation.protocol), evaluation.latest, len(evaluation.results.records)
+    done, last, count = (
+        evaluation.results.metrics(evaluation.protocol),
+        evaluation.latest,
+        len(evaluation.results.records),
+    )
     assert done["before"] != done["after"]
     trainer.validate(editor, data, verbose=False)
     assert evaluation.latest.measurement == last.measurement

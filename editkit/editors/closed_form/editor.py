@@ -225,8 +225,7 @@ class ClosedFormEditor(Editor):
     @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
-        model = self.editable.model
-        check_has_text(self._source, model.name_or_path or type(model).__name__, self.edited_layers)
+        check_has_text(self._source, self.editable.name, self.edited_layers)
         check_can_keep(self._source, self.edited_layers)
         _ = self.templates
         if self.earlier_keys and not plan.sequential:

@@ -24,14 +24,14 @@ ROWS = [
     Command(
         "fit: a folder that lacks moments, and no text",
         f"{FIT} --model.lm=$tiny --model.second_moment.path=moments",
-        r"and moments has no moments of some of blocks \[0\]",
+        r"second moments of block 0 of .* but got none and moments does not have them; give",
     ),
     Command("covariance: no text for another model", "covariance --lm=$tiny --layers=[0]", WANTED),
     Command("covariance: no text, before the model is read", "covariance --lm=nobody/nothing --layers=[0]", WANTED),
     Command(
         "covariance: a folder that lacks moments, and no text",
         "covariance --lm=$tiny --layers=[0,1] --second_moment.path=moments",
-        r"and moments has no moments of some of blocks \[0, 1\]",
+        r"second moments of blocks 0, 1 of .* but got none and moments does not have them; give",
     ),
     Call("edit: no text for another model", _edit, WANTED),
     Call(
