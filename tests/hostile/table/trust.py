@@ -19,7 +19,19 @@ def _edit(folder: Path, places: Places, **options: Any) -> None:
     editkit.edit(*load_language_model(str(places.tiny)), [fact], editkit.EMMET(layers=[0]), progress=False, **options)
 
 
+QUICK = (
+    "fit --config quickstart --config evaluation/facts-alone --data.num_facts=1 --model.values.num_steps=1 "
+    "--run_dir=run --trainer.enable_progress_bar=false"
+)
+
+
 ROWS = [
+    Command(
+        "an estimate is announced without bars, and one fact is one",
+        f"{QUICK} --model.second_moment.num_tokens=1600 --model.second_moment.path=m",
+        r"second moments: estimating block 0 from 1,600 tokens of atlas, kept in m .*atlas, 1 fact, EMMET",
+        code=0,
+    ),
     Command("fit: no text for another model", f"{FIT} --model.lm=$tiny", WANTED),
     Command(
         "fit: a folder that lacks moments, and no text",
