@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.covariance import SecondMomentSource, check_can_keep, check_has_text, ensure
 from editkit.covariance.folder import SecondMomentFolder
@@ -37,9 +38,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+class CovarianceParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+    command = "covariance"
+    example = "editkit covariance [--config CONFIG] [--lm LM] [--second_moment.OPTION VALUE]\n       [other options]"
+
+
 def covariance_parser() -> LightningArgumentParser:
     """Options of ``editkit covariance``."""
-    parser = LightningArgumentParser(
+    parser = CovarianceParser(
         prog="editkit covariance",
         description="Estimate the second moments E[k kᵀ] of keys over text, all layers in one pass, and keep them.",
         exit_on_error=False,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
@@ -24,9 +25,15 @@ from editkit.utils.progress import progress_bar
 from editkit.utils.quiet import plain_warnings
 
 
+class ExportParser(CommandHelp, ArgumentParser):
+    """Keeps its help."""
+
+    command = "export"
+
+
 def export_parser() -> ArgumentParser:
     """Options of ``editkit export``."""
-    parser = ArgumentParser(
+    parser = ExportParser(
         prog="editkit export",
         description="Write an edited model as a Hugging Face checkpoint or as a LoRA adapter of PEFT's.",
         exit_on_error=False,

@@ -20,6 +20,7 @@ from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.cli.arguments import check_nulls, with_nulls
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
@@ -49,6 +50,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "log_every_n_steps": 1,
+}
+
+
+class FitParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+
+DESCRIPTIONS = {
+    "fit": "Edit a model: find, apply, keep and measure the edits of facts, batch by batch.",
+    "validate": "Measure a model on facts without editing it, or with the edits of a ledger.",
 }
 
 
@@ -84,6 +95,12 @@ class EditkitCLI(LightningCLI):
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, FitParser)
+        parser.command, parser.description = subcommand, DESCRIPTIONS[subcommand]
+        parser.example = (
+            f"editkit {subcommand} [--config CONFIG] [--model EDITOR] [--model.OPTION VALUE]\n"
+            "       [--data.OPTION VALUE] [--run_dir RUN_DIR] [other options]"
+        )
         if subcommand == "validate":
             parser.add_argument(
                 "--edits",
@@ -279,6 +296,7 @@ def run(argv: list[str]) -> None:
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
+                parser_class=FitParser,
                 parser_kwargs={"exit_on_error": False, "prog": "editkit"},
                 args=with_nulls(argv),
             )

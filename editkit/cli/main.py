@@ -51,6 +51,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"editkit {version('editkit')}\n")
         return 0
+    if argv[1:] in (["--help"], ["-h"]):
+        from editkit.cli.kept_help import kept_help
+
+        if (text := kept_help(argv)) is not None:
+            sys.stdout.write(text)
+            raise SystemExit(0)  # as from a parser
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2

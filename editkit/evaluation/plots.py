@@ -82,5 +82,6 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
         right.set_ylabel("perplexity of held-out text")
     handles = [h for a in figure.axes for h in a.get_legend_handles_labels()[0]]
     if handles:  # beside the axes, where it hides no point
-        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
+        ncols = min(3, len(handles))
+        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=ncols, frameon=False)
     figure.savefig(file, format="png", dpi=120)
