@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,10 +75,9 @@ def test_it_is_shown_without_what_is_heavy_and_kept_until_something_changes(tmp_
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/editkit", "export", "--help"])
     monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path))
-    yield
 
 
 @pytest.mark.usefixtures("alone")
@@ -114,5 +112,6 @@ def test_signatures_and_docstrings_decide_and_the_insides_of_functions_do_not() 
 
     text = 'class A:\n    """Doc."""\n    def __init__(self, a: int = 1):\n        """Args."""\n        self.a = a\n'
     assert seen(text) == seen(text.replace("self.a = a", "print(self, a)"))
+    assert seen(text) == seen(f'"""What the module is."""\n{text}')
     for old, new in (("= 1", "= 2"), ("int", "str"), ("Doc", "Docs"), ("Args", "Arg"), ("class A", "class B")):
         assert seen(text) != seen(text.replace(old, new))
