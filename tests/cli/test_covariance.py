@@ -83,7 +83,7 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
         "--second_moment.tolerance=1e-9",
     ]
     options += ["--second_moment.save_minutes=0", "--trainer.enable_progress_bar=true"]
-    assert main(["covariance", *options, f"--second_moment.path={tmp_path / 'one'}"]) == 0
+    assert main(["covariance", TEXT, *options, f"--second_moment.path={tmp_path / 'one'}"]) == 0
     two = tmp_path / "two"
     log = (tmp_path / "log").open("w")
     going = subprocess.Popen(
@@ -124,7 +124,7 @@ def test_where_moments_are_is_one_line_and_tables_are_whole(
 ) -> None:
     deep = tmp_path.joinpath(*(f"folder-{i:04d}" for i in range(20)))
     options = [lm, "--layers=[0,2]", f"--second_moment.path={deep}", "--second_moment.num_tokens=3000"]
-    assert main(["covariance", *options]) == 0
+    assert main(["covariance", TEXT, *options]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert f"second moments in {deep}" in lines
