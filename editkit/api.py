@@ -186,6 +186,7 @@ class _Run:
         """Edit the model, or go on after the batches of ``begun``; any exception leaves it as it was."""
         model, editor = self.model, self.editor
         update, evaluation = WeightUpdate(self.mode), Evaluation()
+        update.announce = self.progress
         if begun is not None:
             update.resume_from(begun)
         device, training = next(model.parameters()).device, model.training

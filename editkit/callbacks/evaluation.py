@@ -24,7 +24,6 @@ class Evaluation(L.Callback):
         protocol: how edits are measured: "paper" (default), "public" or "easyedit", or the fields of one's own.
 
     Attributes:
-        protocol: the same, resolved.
         results: all that was measured so far; None before the first validation.
         latest: what the last validation found.
     """

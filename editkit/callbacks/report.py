@@ -22,6 +22,7 @@ from editkit.evaluation.results import SAMPLE, Record, RunResults
 from editkit.evaluation.tables import notes, tables
 from editkit.models.generation import continue_greedily
 from editkit.utils.files import atomic_write
+from editkit.utils.words import counted
 
 
 class Report(L.Callback):
@@ -111,7 +112,8 @@ def show_report(console: Console, results: RunResults, metrics: dict[str, Any], 
     for line in notes(metrics, main_metrics(results)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for phase, count in metrics.get("skipped", {}).items():
-        console.print(f"{phase}: {count} rows are longer than the context window and were left out")
+        rows, were = counted(count, "row is", "rows are"), "was" if count == 1 else "were"
+        console.print(f"{phase}: {rows} longer than the context window and {were} left out")
     for entry in metrics["samples"]:
         console.print(Text.assemble((entry["prompt"], "bold"), f" …  (asked for: {entry['target_new']})"))
         for phase in PHASES:

@@ -43,6 +43,7 @@ class WeightUpdate(L.Callback):
         edits: the ledger so far.
         applied: the edits that act on the model, and the way back; None before the fit.
         folder: where the ledger is kept as it grows; None: nowhere.
+        announce: whether what takes long is announced in a line.
 
     To act on each update, subclass and override ``after_update``, and give the subclass as ``weight_update``::
 
@@ -56,6 +57,7 @@ class WeightUpdate(L.Callback):
         self.edits = Edits(sequential=mode == "sequential")
         self.applied: AppliedEdits | None = None
         self.folder: Path | None = None
+        self.announce = True
         self._start = 0
 
     def after_update(self, editor: Editor, batch: EditBatch) -> None:
@@ -99,6 +101,7 @@ class WeightUpdate(L.Callback):
             folder=self.folder,
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,
+            announce=self.announce,
         )
         editor.check(plan)
         return plan

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
-from editkit.covariance import SecondMomentSource, check_can_keep, ensure
+from editkit.covariance import SecondMomentSource, check_can_keep, check_has_text, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
 from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
@@ -24,7 +25,7 @@ from editkit.utils.console import console, print_line
 from editkit.utils.distributed import rank_and_size, with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
-from editkit.utils.quiet import quiet_lightning
+from editkit.utils.quiet import plain_warnings, quiet_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -37,9 +38,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+class CovarianceParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+    command = "covariance"
+    example = "editkit covariance [--config CONFIG] [--lm LM] [--second_moment.OPTION VALUE]\n       [other options]"
+
+
 def covariance_parser() -> LightningArgumentParser:
     """Options of ``editkit covariance``."""
-    parser = LightningArgumentParser(
+    parser = CovarianceParser(
         prog="editkit covariance",
         description="Estimate the second moments E[k kᵀ] of keys over text, all layers in one pass, and keep them.",
         exit_on_error=False,
@@ -64,6 +72,7 @@ def covariance_parser() -> LightningArgumentParser:
     return parser
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``editkit covariance``; every mistake of the user's is an ``InputError``."""
     parser = covariance_parser()
@@ -74,6 +83,7 @@ def run(argv: list[str]) -> None:
     options = with_strategy(dict(config.trainer))
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
+    check_has_text(config.second_moment, config.lm, config.layers)  # before minutes are spent on reading the model
     with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
         model, tokenizer = load_language_model(config.lm, config.dtype)
     editable = EditableModel(model)
@@ -85,13 +95,14 @@ def run(argv: list[str]) -> None:
         )
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
+    check_has_text(config.second_moment, config.lm, layers)
     check_can_keep(config.second_moment, layers)
     with quiet_lightning():
         try:
             trainer = L.Trainer(**options)
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"trainer: {error}; see editkit covariance --help") from error
-    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
+    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, True, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))
 

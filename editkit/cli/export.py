@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
@@ -21,11 +22,18 @@ from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import check_can_write, check_new_folder
 from editkit.utils.progress import progress_bar
+from editkit.utils.quiet import plain_warnings
+
+
+class ExportParser(CommandHelp, ArgumentParser):
+    """Keeps its help."""
+
+    command = "export"
 
 
 def export_parser() -> ArgumentParser:
     """Options of ``editkit export``."""
-    parser = ArgumentParser(
+    parser = ExportParser(
         prog="editkit export",
         description="Write an edited model as a Hugging Face checkpoint or as a LoRA adapter of PEFT's.",
         exit_on_error=False,
@@ -67,6 +75,7 @@ def export_parser() -> ArgumentParser:
     return parser
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``editkit export``; every mistake of the user's is an ``InputError``."""
     try:

@@ -20,6 +20,7 @@ from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.cli.arguments import check_nulls, with_nulls
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
@@ -27,13 +28,16 @@ from editkit.editors.base import Editor
 from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
+from editkit.evaluation.about import about_run
+from editkit.models.fingerprint import fingerprint
 from editkit.runs.folder import RunFolder, free_folder
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
-from editkit.utils.quiet import quiet_lightning
+from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.words import counted
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -46,6 +50,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "log_every_n_steps": 1,
+}
+
+
+class FitParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+
+DESCRIPTIONS = {
+    "fit": "Edit a model: find, apply, keep and measure the edits of facts, batch by batch.",
+    "validate": "Measure a model on facts without editing it, or with the edits of a ledger.",
 }
 
 
@@ -65,7 +79,8 @@ class EditkitCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs. Where fit was interrupted, "
-            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, the first free N).",
+            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, of validate "
+            "runs/validate-N, with the first free N).",
         )
         parser.set_defaults(
             {"model": {"class_path": "editkit.EMMET"}, "weight_update": {"class_path": "editkit.WeightUpdate"}}
@@ -80,6 +95,12 @@ class EditkitCLI(LightningCLI):
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, FitParser)
+        parser.command, parser.description = subcommand, DESCRIPTIONS[subcommand]
+        parser.example = (
+            f"editkit {subcommand} [--config CONFIG] [--model EDITOR] [--model.OPTION VALUE]\n"
+            "       [--data.OPTION VALUE] [--run_dir RUN_DIR] [other options]"
+        )
         if subcommand == "validate":
             parser.add_argument(
                 "--edits",
@@ -137,7 +158,8 @@ class EditkitCLI(LightningCLI):
         """Write and show the report."""
         plan = self.datamodule.plan
         layers = f", layers {self.model.edited_layers}" if isinstance(self.model, ClosedFormEditor) else ""
-        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan)
+        edits = self._callback(WeightUpdate).edits
+        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan, edits.model, edits)
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
@@ -146,6 +168,7 @@ class EditkitCLI(LightningCLI):
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
+        self.fingerprint = fingerprint(self.model.editable.model)
         self._open(resumable=False)
         self._lock(read_run(None))
 
@@ -153,7 +176,7 @@ class EditkitCLI(LightningCLI):
         """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
         plan = self.datamodule.plan
         if self.ledger is None:
-            self._finish("nothing edited", plan)
+            self._finish("nothing edited", plan, self.fingerprint, None)
             return
         edits, batches = self.ledger
         model, tokenizer = self.model.editable.model, self.model.tokenizer
@@ -166,7 +189,8 @@ class EditkitCLI(LightningCLI):
         how = "sequential" if edits.sequential else "independent"
         count = f"{len(edits.batches)} {how} batches" if len(edits.batches) > 1 else "one batch"
         chosen = self.config[self.subcommand].get("edits_batch")
-        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""), plan)
+        how = f"edits of {count}" + (f", batch {chosen}" if chosen is not None else "")
+        self._finish(how, plan, self.fingerprint, edits)
 
     def _ledger(self) -> tuple[Edits, list[int | None]] | None:
         """The ledger to apply, if any, and which of its batches at a time; checked against the model."""
@@ -220,7 +244,9 @@ class EditkitCLI(LightningCLI):
         self.folder: Path | None = Path(run_dir).expanduser() if run_dir else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
-        self.folder = self.folder or free_folder(type(self.model).__name__.lower())
+        self.folder = self.folder or free_folder(
+            type(self.model).__name__.lower() if self.subcommand == "fit" else str(self.subcommand)
+        )
         self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
@@ -233,19 +259,23 @@ class EditkitCLI(LightningCLI):
         if self.trainer.global_rank or self.folder is None:
             return
         if resumed.batches:
-            batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
+            batches = f"{resumed.batches} of {counted(self.datamodule.plan.num_batches, 'batch', 'batches')}"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
         self.run_folder.open(self.run_config)
         version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
 
-    def _finish(self, how: str, plan: RunPlan) -> None:
+    def _finish(self, how: str, plan: RunPlan, model: str, edits: Edits | None) -> None:
         """Write and show the report."""
         if self.trainer.global_rank:
             return
         evaluation = self._callback(Evaluation)
-        results, title = evaluation.results, f"{self.model.lm}, {len(plan.facts)} facts, {how}"
-        metrics = results.metrics(evaluation.protocol)
+        results, title = evaluation.results, f"{self.model.lm}, {counted(len(plan.facts), 'fact')}, {how}"
+        ledger, dealt = None if edits is None else edits.about, self.subcommand == "fit"
+        about = about_run(self.model.lm, self.model.dtype_name, model, ledger, self.datamodule, plan, dealt)
+        if (path := self.config[self.subcommand].get("edits")) is not None:
+            about["edits"] = path
+        metrics = {**about, **results.metrics(evaluation.protocol)}
         assert self.folder is not None
         write_report(self.folder, results, metrics, title, plan)
         show_report(console(), results, metrics, title)
@@ -253,6 +283,7 @@ class EditkitCLI(LightningCLI):
         self.run_folder.close()
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
     try:
@@ -265,6 +296,7 @@ def run(argv: list[str]) -> None:
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
+                parser_class=FitParser,
                 parser_kwargs={"exit_on_error": False, "prog": "editkit"},
                 args=with_nulls(argv),
             )

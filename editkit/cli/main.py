@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from editkit.utils.quiet import plain_warnings
+
 HELP = """usage: editkit COMMAND [options]
 
 Knowledge editing in language models: change what a model says about a fact by a closed-form change of a few weight
@@ -25,6 +27,7 @@ of those before it. --print_config after it shows what it comes to. These ship:
 """
 
 
+@plain_warnings()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -48,6 +51,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"editkit {version('editkit')}\n")
         return 0
+    if argv[1:] in (["--help"], ["-h"]):
+        from editkit.cli.kept_help import kept_help
+
+        if (text := kept_help(argv)) is not None:
+            sys.stdout.write(text)
+            raise SystemExit(0)  # as from a parser
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2

@@ -3,9 +3,17 @@
 from editkit.covariance.estimate import (
     SecondMomentSource,
     check_can_keep,
+    check_has_text,
     ensure,
     factored_second_moments,
     second_moments,
 )
 
-__all__ = ["SecondMomentSource", "check_can_keep", "ensure", "factored_second_moments", "second_moments"]
+__all__ = [
+    "SecondMomentSource",
+    "check_can_keep",
+    "check_has_text",
+    "ensure",
+    "factored_second_moments",
+    "second_moments",
+]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -15,11 +15,11 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from editkit.atlas.builtin import resolve
+from editkit.atlas.builtin import built_in_model, resolve
 from editkit.covariance.accumulate import SecondMoments, input_width
 from editkit.covariance.folder import Partial, SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
-from editkit.data.text import Text, TextSource, open_text
+from editkit.data.text import TEXTS, Text, TextSource, open_text
 from editkit.data.windows import TextDataModule
 from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, memory_hashes, sample_hashes, tokenizer_hash
@@ -30,6 +30,7 @@ from editkit.utils.errors import InputError
 from editkit.utils.files import cache_folder, check_can_write, digest
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.words import counted
 
 PATH = "second_moment.path"
 TOKENS_PER_DIMENSION = 100
@@ -41,6 +42,8 @@ class SecondMomentSource(TextSource):
     """Where the second moments E[k kᵀ] of the keys to preserve come from: a ``TextSource``, and how much of it.
 
     Args:
+        text: as for ``TextSource``. Default: of a built-in model its own text; any other model's moments are taken from
+            ``path`` as they are there, and are not estimated from a text that nobody chose.
         path: folder of moments. Layers that it has are loaded, if they are of the same model, tokenizer and text;
             others are estimated and added. Default: a folder in the user's cache (EDITKIT_CACHE, ~/.cache/editkit) that
             is named by all that the moments depend on.
@@ -59,6 +62,7 @@ class SecondMomentSource(TextSource):
         trust: take moments from ``path`` even where they are not of this model, tokenizer or text.
     """
 
+    text: str | None = None
     path: str | None = None
     num_tokens: PositiveInt | None = None
     num_documents: PositiveInt | None = None
@@ -77,6 +81,7 @@ def second_moments(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
 ) -> dict[int, Tensor]:
     """Load the second moments of ``layers``, or estimate and keep them.
 
@@ -85,7 +90,8 @@ def second_moments(
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
-        progress: say what is estimated, and show how far it is.
+        progress: show how far it is.
+        announce: say what is estimated; default as ``progress``.
 
     Returns:
         Block to C = E[k kᵀ], (d_in, d_in) float64 on the CPU.
@@ -94,7 +100,7 @@ def second_moments(
         InputError: what is at ``source.path`` is of something else or not readable, the text has fewer tokens than
             d_in, or there is too little memory.
     """
-    folder = ensure(editable, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress, announce)
     return {layer: folder.read(layer) for layer in sorted(set(layers))}
 
 
@@ -104,9 +110,10 @@ def factored_second_moments(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
 ) -> dict[int, FactoredSecondMoment]:
     """What ``second_moments`` gives, as its Cholesky factors, which are kept beside it."""
-    folder = ensure(editable, tokenizer, layers, source, progress)
+    folder = ensure(editable, tokenizer, layers, source, progress, announce)
     with heartbeat("second moments: reading the factors", progress and rank_and_size()[0] == 0):
         return {layer: folder.factored(layer) for layer in sorted(set(layers))}
 
@@ -119,10 +126,40 @@ def check_can_keep(source: SecondMomentSource, layers: Sequence[int]) -> None:
     Raises:
         InputError: it is a file, is below one, or cannot be written.
     """
+    if source.path and _lacking(source.path, layers):
+        check_can_write(Path(source.path).expanduser(), PATH)
+
+
+def check_has_text(source: SecondMomentSource, lm: str, layers: Sequence[int] | None = None) -> None:
+    """Find out, before any work, whether moments that ``source.path`` lacks have a text to be estimated from.
+
+    Args:
+        source: text and folder.
+        lm: name or folder of the language model.
+        layers: blocks whose moments are wanted; None: not known yet, so that a folder may have them all.
+
+    Raises:
+        InputError: there is none, and the model is no built-in one, which has a text of its own.
+    """
+    if source.text is not None or built_in_model(lm) is not None:
+        return
+    lacking = []
     if source.path:
-        folder = SecondMomentFolder(Path(source.path).expanduser(), {})
-        if not all(os.path.exists(folder.file(layer)) for layer in layers):
-            check_can_write(folder.folder, PATH)
+        lacking = _lacking(source.path, layers or [])
+        if not lacking:
+            return
+    which = f" of block{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}" if lacking else ""
+    raise InputError(
+        f"second_moment.text: expected a text from which the second moments{which} of {lm} are estimated, but got none"
+        f"{f' and {source.path} does not have them' * bool(lacking)}; give {TEXTS}, or 'atlas' where the atlas's own "
+        "prose is meant; or give second_moment.path, a folder that has the moments"
+    )
+
+
+def _lacking(path: str, layers: Sequence[int]) -> list[int]:
+    """The layers of which a folder has no moments."""
+    folder = SecondMomentFolder(Path(path).expanduser(), {})
+    return [layer for layer in sorted(set(layers)) if not os.path.exists(folder.file(layer))]
 
 
 def ensure(
@@ -131,6 +168,7 @@ def ensure(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool = True,
+    announce: bool | None = None,
     trainer: L.Trainer | None = None,
 ) -> SecondMomentFolder:
     """The folder of ``source``, with moments of all of ``layers``: those that it lacks are estimated.
@@ -140,13 +178,15 @@ def ensure(
         tokenizer: its fast tokenizer.
         layers: blocks whose projection's input is wanted.
         source: text, size and folder.
-        progress: say what is estimated, and show how far it is.
+        progress: show how far it is.
+        announce: say what is estimated; default as ``progress``.
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
     """
     rank = rank_and_size()[0] if trainer is None else trainer.global_rank
     with heartbeat("second moments: looking for what there is", progress and rank == 0) as working_on:
-        return _ensure(editable, tokenizer, layers, source, progress, trainer, rank, working_on)
+        told = progress if announce is None else announce
+        return _ensure(editable, tokenizer, layers, source, progress, told, trainer, rank, working_on)
 
 
 def _ensure(
@@ -155,12 +195,15 @@ def _ensure(
     layers: Sequence[int],
     source: SecondMomentSource,
     progress: bool,
+    announce: bool,
     trainer: L.Trainer | None,
     rank: int,
     working_on: Callable[[str], None],
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
     source = replace(source, max_length=min(source.max_length, editable.context))  # what the model can read at once
+    if source.text is None and (built_in := built_in_model(editable.name)) is not None:
+        source = replace(source, text=built_in.name)
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
         if missing and rank == 0:
@@ -174,8 +217,8 @@ def _ensure(
     starts = trainer is None or (trainer.num_nodes == 1 and "LOCAL_RANK" not in os.environ)
     if text is None or (not missing and (starts or not several)):
         return folder
-    if progress and rank == 0 and missing:
-        amount = f"{budget:,} tokens" if budget is not None else f"{source.num_documents:,} documents"
+    if announce and rank == 0 and missing:
+        amount = counted(source.num_documents or 0, "document") if budget is None else counted(budget, "token")
         print_line(
             console(),
             f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
@@ -207,7 +250,8 @@ def _look(
         folder = SecondMomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
         if not folder.missing(layers):
             return folder, None, budget, []
-    text = open_text(source)
+    check_has_text(source, editable.name, layers)
+    text = None if source.text is None else open_text(source)
     folder = _folder(editable, tokenizer, widths, source, text)
     missing = folder.missing(layers)
     if missing and budget is not None and not source.ridge:
@@ -265,7 +309,7 @@ def _folder(
     tokenizer: PreTrainedTokenizerBase,
     widths: dict[int, int],
     source: SecondMomentSource,
-    text: Text,
+    text: Text | None,
 ) -> SecondMomentFolder:
     layers = [*widths, editable.depth - 1]  # the last one names the folder, so that it is the same for any layers
     weights: dict[str, Mapping[int, str | None]] = {
@@ -273,14 +317,15 @@ def _folder(
         "memory": memory_hashes(editable, layers),
         "sample": sample_hashes(editable, layers),  # all that files of schema 1 can be compared by
     }
-    common = {
-        "tokenizer": tokenizer_hash(tokenizer),
-        "text_revision": digest(text.revision, source.config, source.split, source.column)
-        if resolve(source.text) is None
-        else digest(text.revision),
-        "max_length": source.max_length,
-        "packing": source.packing,
-    }
+    common: dict[str, Any] = {"tokenizer": tokenizer_hash(tokenizer)}
+    if text is not None:  # else the moments that are there are taken, of whatever text
+        assert source.text is not None
+        column = () if resolve(source.text) is not None else (source.config, source.split, source.column)
+        common |= {
+            "text_revision": digest(text.revision, *column),
+            "max_length": source.max_length,
+            "packing": source.packing,
+        }
     asked = {"num_tokens": source.num_tokens, "num_documents": source.num_documents, "tolerance": source.tolerance}
     about = {
         layer: {"d_in": widths[layer], **{name: of[layer] for name, of in weights.items()}, **common, **asked}

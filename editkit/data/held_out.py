@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from jsonargparse.typing import PositiveInt
 from transformers import PreTrainedTokenizerBase
 
+from editkit.atlas.builtin import DEFAULT
 from editkit.data.rows import TextRow
 from editkit.data.text import TextSource, open_text
 from editkit.data.windows import windows, within_budget
@@ -18,9 +19,11 @@ class HeldOutText(TextSource):
     """Text whose perplexity is measured.
 
     Args:
+        text: as for ``TextSource``; default the atlas's.
         num_tokens: tokens of it, from its start.
     """
 
+    text: str = DEFAULT
     seed: int = 1  # the atlas's text for second moments is drawn with 0
     num_tokens: PositiveInt = 20_000
 

@@ -11,9 +11,15 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.atlas.builtin import resolve
 from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import digest, file_hash
+
+#: which texts work, for messages
+TEXTS = (
+    "a .txt or .jsonl file, a folder of .txt files, a saved dataset, or a dataset's name (such as wikimedia/wikipedia "
+    "with second_moment.config=20231101.en)"
+)
 
 
 @dataclass
@@ -34,7 +40,7 @@ class TextSource:
             are joined by the end-of-text token and cut into full windows, within which they do.
     """
 
-    text: str = DEFAULT
+    text: str | None = None
     config: str | None = None
     split: str = "train"
     column: str = "text"
@@ -63,6 +69,8 @@ def open_text(source: TextSource) -> Text:
     Raises:
         InputError: nothing of that name, or not readable.
     """
+    if source.text is None:
+        raise InputError(f"second_moment.text: expected a text, but got none; give {TEXTS}")
     if (built_in := resolve(source.text)) is not None:
         return Text(digest(list(islice(built_in.documents(source.seed), 64))), lambda: built_in.documents(source.seed))
     path = Path(source.text).expanduser()
@@ -147,7 +155,7 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
                 f"that {source.text} has"
             )
         found = found[source.split]
-    _check_column(source.column, found.column_names, source.text)
+    _check_column(source.column, found.column_names, str(source.text))
     column = source.column
     return Text(f"{source.revision or ''}{found._fingerprint}", lambda: (row[column] for row in found))
 

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from editkit.models.in_context import generate_in_context
 from editkit.utils.errors import InputError, shorten
+from editkit.utils.words import counted
 
 
 class StopForward(Exception):
@@ -59,12 +60,17 @@ class EditableModel:
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not stacks or model.get_output_embeddings() is None:
             raise InputError(
-                f"lm: expected a decoder-only causal language model with a stack of {depth} blocks and a head, but "
-                f"got {type(model).__name__}; load it with AutoModelForCausalLM"
+                f"lm: expected a decoder-only causal language model with a stack of {counted(depth, 'block')} and a "
+                f"head, but got {type(model).__name__}; load it with AutoModelForCausalLM"
             )
         self.blocks: nn.ModuleList = stacks[0]
         self.hidden_size: int = config.hidden_size
         self._adds_projection: dict[int, bool] = {}
+
+    @property
+    def name(self) -> str:
+        """What it was loaded from, a name or a folder, else its class."""
+        return self.model.name_or_path or type(self.model).__name__
 
     @property
     def depth(self) -> int:

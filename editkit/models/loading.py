@@ -15,10 +15,12 @@ from editkit.atlas.builtin import resolve
 from editkit.models.content import remember_origin
 from editkit.utils.errors import InputError
 from editkit.utils.manifest import check_manifest
+from editkit.utils.quiet import no_loading_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@no_loading_bars()
 def load_language_model(lm: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in ``dtype`` and its tokenizer, in evaluation mode and without gradients.
 

@@ -68,7 +68,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise InputError(
                 f"run_dir: expected a folder that can be created, but {self.path} cannot ({error.strerror}); "
@@ -78,18 +78,21 @@ class RunFolder:
             import fcntl
 
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system, also after a kill
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system, also after a kill
             except OSError as error:
+                lock.close()  # the other process's own
                 raise InputError(
                     f"run_dir: another process is at work in {self.path}; wait for it, or choose another"
                 ) from error
+        self._lock = lock
         if not self.went_on:
             atomic_write(self.path / CONFIG, lambda part: part.write_text(config, encoding="utf-8"), "run_dir")
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder, if it is this process's."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -30,6 +31,8 @@ def cache_folder() -> Path:
 def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path") -> None:
     """Write a file under another name beside its own, then rename: a reader sees the old file or the new one whole.
 
+    Who may read it is what the umask says of any new file, whatever ``write`` made of it.
+
     Args:
         file: where it goes; its folder is made.
         write: writes to the path that it is given.
@@ -41,7 +44,9 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        mode = _usual_mode(part)
         write(part)
+        _set_mode(part, mode)
         part.replace(file)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -51,6 +56,25 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    """The permissions of a new file at ``path``, as the process's umask or the folder's own rule has them.
+
+    Seen by making one: to ask for the umask is to change it, for all threads.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    finally:
+        path.unlink()
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Give a file the permissions of any new one: safetensors makes its files for their owner alone."""
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # a file system without permissions
+            file.chmod(mode)
 
 
 def check_can_write(folder: Path, field: str = "path") -> None:
@@ -109,6 +133,8 @@ def check_new_folder(folder: Path, field: str) -> Path:
 def atomic_write_folder(folder: Path, write: Callable[[Path], object], field: str = "path") -> None:
     """Write a folder under another name beside its own, then rename: there is a whole folder, or none.
 
+    Who may read its files is what the umask says of any new file.
+
     Args:
         folder: where it goes; empty or not there yet. Its parents are made.
         write: fills the folder that it is given.
@@ -121,7 +147,11 @@ def atomic_write_folder(folder: Path, write: Callable[[Path], object], field: st
     part = where.with_name(f".{where.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
+        mode = _usual_mode(part / ".mode")
         write(part)
+        for file in part.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _set_mode(file, mode)
         part.replace(where)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -148,7 +178,7 @@ def cached_by_files(files: list[Path], kind: str, work_out: Callable[[], Any]) -
         kind: what it is, so that several values can be kept of the same files.
         work_out: makes it.
     """
-    stamps = [(str(f.resolve()), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+    stamps = [(str(f.resolve()), (found := f.stat()).st_size, found.st_mtime_ns) for f in files]
     place = cache_folder() / "hashes" / f"{digest(kind, [s[0] for s in stamps])}.json"
     try:
         cached = json.loads(place.read_text(encoding="utf-8"))

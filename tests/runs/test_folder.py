@@ -98,7 +98,10 @@ def test_only_one_process_works_in_a_folder(tmp_path: Path) -> None:
     second.check(text(), resumable=True)
     with pytest.raises(InputError, match="run_dir: another process is at work"):
         second.open(text())
+    second.close()  # as whatever tidies up would
     assert (tmp_path / "run" / ".lock").exists()
+    with pytest.raises(InputError, match="run_dir: another process is at work"):
+        RunFolder(tmp_path / "run").open(text())
     first.close()
     begun(tmp_path / "run").close()
 

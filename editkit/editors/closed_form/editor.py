@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments
+from editkit.covariance import SecondMomentSource, check_can_keep, check_has_text, factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
@@ -225,6 +225,7 @@ class ClosedFormEditor(Editor):
     @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
+        check_has_text(self._source, self.editable.name, self.edited_layers)
         check_can_keep(self._source, self.edited_layers)
         _ = self.templates
         if self.earlier_keys and not plan.sequential:
@@ -242,7 +243,7 @@ class ClosedFormEditor(Editor):
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
         second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress
+            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
