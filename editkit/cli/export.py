@@ -21,6 +21,7 @@ from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import check_new_folder
 from editkit.utils.progress import progress_bar
+from editkit.utils.signals import advise
 
 
 def export_parser() -> ArgumentParser:
@@ -76,6 +77,7 @@ def run(argv: list[str]) -> None:
             "--format=lora"
         )
     output = check_new_folder(Path(options.output), "output")
+    advise(lambda: f"{options.output} is whole" if output.is_dir() and any(output.iterdir()) else "nothing was written")
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters", {}).get("dtype", "float32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -35,6 +34,7 @@ from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.signals import advise, hold, leave_signals
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -105,6 +105,7 @@ class EditkitCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        leave_signals(trainer)
         bar = trainer.progress_bar_callback
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
             trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
@@ -236,7 +237,10 @@ class EditkitCLI(LightningCLI):
         if resumed.batches:
             batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
-        self.run_folder.open(self.run_config)
+        with hold():
+            self.run_folder.open(self.run_config)
+            again = f"the same command with --run_dir={shlex.quote(str(self.folder))}"
+            advise(f"{again} {'goes on where it stopped' if self.subcommand == 'fit' else 'begins again'}")
         version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
         self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
 
@@ -271,7 +275,3 @@ def run(argv: list[str]) -> None:
             )
     except ArgumentError as error:
         raise refusal(error, argv) from error
-    except SIGTERMException:
-        line = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
-        print_line(console(stderr=True), line)
-        raise SystemExit(128 + signal.SIGTERM) from None

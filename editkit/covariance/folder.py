@@ -22,6 +22,7 @@ from editkit.functional.second_moment import spectrum
 from editkit.models.fingerprint import tensor_hash
 from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import atomic_write
+from editkit.utils.signals import hold
 
 SCHEMA = 1
 
@@ -128,13 +129,14 @@ class SecondMomentFolder:
         }  # fmt: skip
         header = {"about": json.dumps(known)}
         self._write_factor(layer, factored, content)
-        atomic_write(
-            self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "second_moment.path"
-        )
         text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
-        atomic_write(
-            self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
-        )
+        with hold():  # once the first is there, the second is not written any more
+            atomic_write(
+                self.file(layer), lambda part: save_file({"second_moment": moment}, part, header), "second_moment.path"
+            )
+            atomic_write(
+                self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
+            )
         return state
 
     def read(self, layer: int) -> Tensor:
