@@ -117,6 +117,15 @@ class EditkitCLI(LightningCLI):
         check_nulls("model", config["model"], Editor)
         check_nulls("data", config["data"], FactsDataModule)
 
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_folder: RunFolder | None = None
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.run_folder is not None:
+                self.run_folder.close()
+
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
         self._prepare()
@@ -232,7 +241,7 @@ class EditkitCLI(LightningCLI):
         report = self._callback(Report)
         if self.folder is not None:
             report.write_to(self.folder)
-        if self.trainer.global_rank or self.folder is None:
+        if self.run_folder is None:
             return
         if resumed.batches:
             batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
@@ -255,7 +264,6 @@ class EditkitCLI(LightningCLI):
         write_report(self.folder, results, metrics, title, plan)
         show_report(console(), results, metrics, title)
         print_line(console(), f"run folder: {self.folder}")
-        self.run_folder.close()
 
 
 def run(argv: list[str]) -> None:

@@ -101,7 +101,9 @@ class SecondMoments(L.LightningModule):
                 tensors, state = kept
                 for layer, total in self.sums.items():
                     total.total.copy_(tensors[f"sum.{layer}"])
-                    total.count = state["tokens"]
+                    if (rows := tensors.get(f"rows.{layer}")) is not None:
+                        self._rows[layer].append(rows.to(device))
+                    total.count = state["tokens"] - sum(map(len, self._rows[layer]))
                     if f"before.{layer}" in tensors:
                         self.before[layer] = SecondMomentSum(tensors[f"before.{layer}"], state["before"])
         except Exception as caught:
@@ -221,18 +223,22 @@ class SecondMoments(L.LightningModule):
         found = gather((stop_requested(), due))
         number = next((number for number, _ in found if number is not None), None)
         if number is not None or found[0][1]:
-            if not gathered:
+            if not gathered and rank_and_size()[1] > 1:
                 self._gather()
             self._keep()
         if number is not None:
             stop_by(number)
 
     def _keep(self) -> None:
-        """Write the sums of all processes, which rank 0 has."""
+        """Write the sums of all processes, which rank 0 has; of a single one with the rows that it has yet to add.
+
+        To add them now would change the sums' last bits, which then depended on when they are saved.
+        """
         error: Exception | None = None
         if rank_and_size()[0] == 0:
             tensors = {f"sum.{layer}": total.total for layer, total in self.sums.items()}
             tensors |= {f"before.{layer}": total.total for layer, total in self.before.items()}
+            tensors |= {f"rows.{layer}": torch.cat(rows) for layer, rows in self._rows.items() if rows}
             state = {name: getattr(self, name) for name in ("batches", "tokens", "documents", "change", "converged")}
             state["before"] = next((total.count for total in self.before.values()), 0)
             try:

@@ -90,6 +90,7 @@ class RunFolder:
         """Let go of the folder."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
 
