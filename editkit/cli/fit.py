@@ -27,7 +27,7 @@ from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
 from editkit.models.fingerprint import fingerprint
-from editkit.runs.folder import RunFolder, free_folder
+from editkit.runs.folder import RunFolder, free_folder, free_version
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
@@ -250,8 +250,10 @@ class EditkitCLI(LightningCLI):
             self.run_folder.open(self.run_config)
             again = f"the same command with --run_dir={shlex.quote(str(self.folder))}"
             advise(f"{again} {'goes on where it stopped' if self.subcommand == 'fit' else 'begins again'}")
-        version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
-        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
+        folder, version = self.run_folder.path, ""
+        if self.run_folder.went_on:
+            version = free_version(folder / "logs", f"after_{resumed.batches}_batches")
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version=version)]
 
     def _finish(self, how: str, plan: RunPlan) -> None:
         """Write and show the report."""
