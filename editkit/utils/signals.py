@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -48,7 +48,8 @@ class Stop:
         self._raised = False
         self._held = 0
         self._trainers: list[Any] = []
-        self._leaving = threading.Lock()
+        self._others: set[int] = set()
+        self._leaving, self._passing = threading.RLock(), threading.Lock()  # a second signal interrupts the handler
         self._told = False
         further = os.environ.get("LOCAL_RANK", "0") != "0" and os.environ.get(PARENT) == str(os.getppid())
         self._parent = os.getppid() if further else None
@@ -92,6 +93,7 @@ class Stop:
         """End the process here and now."""
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # the other thread is at it
+        self._pass_on(number)
         self.signal = signal.Signals(number)
         with suppress(OSError):
             if os.isatty(1):
@@ -103,6 +105,7 @@ class Stop:
         """The handler, in the main thread."""
         if self._at_once:
             self.leave(number)
+        self._pass_on(number)
         if self.signal is None:
             self.signal = signal.Signals(number)
             self.check()
@@ -132,10 +135,12 @@ class Stop:
                 self.leave(first)
 
     def _pass_on(self, number: int) -> None:
-        """Tell the processes that Lightning started for this run, or the one that started this."""
-        with suppress(OSError):
-            if self._parent is not None:
-                os.kill(self._parent, number)
+        """Tell the run's other processes on this machine, once: whoever comes first, either thread, before it ends."""
+        if not self._passing.acquire(blocking=False):
+            return
+        for process in {*self._others, *filter(None, [self._parent])}:
+            with suppress(OSError):
+                os.kill(process, number)
         for trainer in self._trainers:
             with suppress(OSError):
                 if (launcher := trainer.strategy.launcher) is not None:
@@ -252,6 +257,12 @@ def leave_signals(trainer: Any) -> None:
         connector.register_signal_handlers = _nothing
     if _stop is not None:
         _stop._trainers.append(trainer)
+
+
+def tell_too(processes: Iterable[int]) -> None:
+    """Pass signals on to these processes of the same run."""
+    if _stop is not None:
+        _stop._others |= {process for process in processes if process != os.getpid()}
 
 
 def _nothing() -> None:
