@@ -177,7 +177,7 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
     wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     _stop = stop
     if not _watches_forks:
-        os.register_at_fork(after_in_child=_forget)
+        os.register_at_fork(before=_block, after_in_child=_forget, after_in_parent=_unblock)
         _watches_forks = True
     try:
         for number in SIGNALS:
@@ -202,14 +202,29 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
                 os.environ[PARENT] = parent
 
 
+_blocked = threading.local()
+
+
+def _block() -> None:
+    """Before a copy of this process is made, which hears of no signal until it has left this one's socket alone."""
+    _blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if _stop is not None else None
+
+
+def _unblock() -> None:
+    if getattr(_blocked, "before", None) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _blocked.before)
+
+
 def _forget() -> None:
-    """In a copy of this process, which shares its socket: end as any process does."""
+    """In the copy: end as any process does."""
     global _stop
     if _stop is not None:
         _stop = None
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        with suppress(ValueError):  # made by another thread, in which that cannot be set
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+    _unblock()
 
 
 @contextmanager
