@@ -11,6 +11,7 @@ Outside ``stopping``, which the command line alone uses, nothing here does anyth
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -179,6 +180,8 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
     if not _watches_forks:
         os.register_at_fork(before=_block, after_in_child=_forget, after_in_parent=_unblock)
         _watches_forks = True
+    if until_exit:
+        atexit.register(_ignore)  # the first to be registered is the last to be called
     try:
         for number in SIGNALS:
             signal.signal(number, stop.handle)
@@ -200,6 +203,12 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
             os.environ.pop(PARENT)
             if parent is not None:
                 os.environ[PARENT] = parent
+
+
+def _ignore() -> None:
+    """Let the interpreter, all but gone, give the exit code that is due: it would put the system's handlers back."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 _blocked = threading.local()

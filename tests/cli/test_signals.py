@@ -297,6 +297,17 @@ def test_copies_of_the_process_end_as_any_do() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "-15\n", "")
 
 
+def test_what_is_done_ends_with_its_own_code() -> None:
+    """While the interpreter puts itself away, which takes seconds where much is in memory."""
+    late = "class Late:\n def __del__(self, kill=os.kill, me=os.getpid()): kill(me, 15)\nsys.late = Late()\n"
+    code = "import os, sys\n" + late + "from editkit.cli.main import main\n"
+    code += "import editkit.cli.main as m\nm._run = lambda *a: 7\nsys.argv[1:] = ['export']\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment(), check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 def test_nothing_is_installed_outside_the_command_line() -> None:
     code = (
         "import signal; b = [signal.getsignal(n) for n in (2, 10, 15)]\n"
@@ -344,7 +355,7 @@ def stopped_when(
 def test_covariance_on_two_processes_stops_at_one_batch(
     child: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["covariance", "--layers=[0]", "--second_moment.num_tokens=200000", "--second_moment.max_tokens=512"]
+    base = ["covariance", "--layers=[0]", "--second_moment.num_tokens=60000", "--second_moment.max_tokens=512"]
     command = [*base, f"--second_moment.path={tmp_path / 'm'}", "--second_moment.save_minutes=0"]
     partial = (tmp_path / "m").glob
     code, _, err = stopped_when([*command, *TWO], lambda: list(partial(".partial*.safetensors")), 15, child)
