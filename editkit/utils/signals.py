@@ -172,7 +172,8 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
         return
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
-    threading.Thread(target=stop.watch, args=(ear,), name="editkit signals", daemon=True).start()
+    thread = threading.Thread(target=stop.watch, args=(ear,), name="editkit signals", daemon=True)
+    thread.start()
     outer, before = _stop, {number: signal.getsignal(number) for number in SIGNALS}
     parent = os.environ.get(PARENT)
     wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -198,7 +199,9 @@ def stopping(until_exit: bool = False) -> Iterator[Stop]:
                 if handler is not None:
                     signal.signal(number, handler)
             signal.set_wakeup_fd(wakeup)
-            mouth.close()
+            mouth.close()  # which ends the thread
+            thread.join()
+            ear.close()
             _stop = outer
             os.environ.pop(PARENT)
             if parent is not None:

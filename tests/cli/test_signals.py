@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from editing import quiet_edit, same, weights
 from interrupted import SIGNALLED_AT, arguments, contents
 from safetensors.torch import load_file
 
+from editkit import EMMET
 from editkit.cli.main import main
 from editkit.models.fingerprint import tensor_hash
+from editkit.models.loading import load_language_model
 from editkit.utils.signals import AGAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,6 +320,31 @@ def test_nothing_is_installed_outside_the_command_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_call_leaves_the_user_s_handlers_at_work(
+    whole: Path, signalled: Callable[[Point, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    loaded = load_language_model("atlas")
+    before = weights(loaded[0])
+    handlers = {number: signal.signal(number, enough) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        for number in handlers:
+            signalled(("editkit.editors.closed_form.search", "MicroBatch.losses", 2), number)
+            with pytest.raises(Enough):
+                quiet_edit(loaded, EMMET(layers=[0]), whole / "moments", evaluate=True)
+            monkeypatch.undo()
+            assert same(loaded[0], before)
+            assert signal.getsignal(number) is enough
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
