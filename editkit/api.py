@@ -29,6 +29,7 @@ from editkit.evaluation.ridge_path import write_path
 from editkit.utils.distributed import on_device
 from editkit.utils.errors import InputError
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.signals import leave_signals
 
 
 class EditedModel:
@@ -202,6 +203,7 @@ class _Run:
                 enable_progress_bar=self.progress,
                 callbacks=[update, evaluation, Report(), *([edit_progress()] if self.progress else [])],
             )
+        leave_signals(trainer)
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)

@@ -26,6 +26,7 @@ from editkit.utils.distributed import rank_and_size, with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.signals import advise, leave_signals
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -102,6 +103,8 @@ def run(argv: list[str]) -> None:
             trainer = L.Trainer(**options)
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"trainer: {error}; see editkit covariance --help") from error
+    leave_signals(trainer)
+    advise("the same command goes on")
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, True, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))

@@ -23,6 +23,7 @@ from editkit.utils.errors import InputError
 from editkit.utils.files import check_can_write, check_new_folder
 from editkit.utils.progress import progress_bar
 from editkit.utils.quiet import plain_warnings
+from editkit.utils.signals import advise
 
 
 class ExportParser(CommandHelp, ArgumentParser):
@@ -89,6 +90,7 @@ def run(argv: list[str]) -> None:
         )
     output = check_new_folder(Path(options.output), "output")
     check_can_write(output.parent, "output")
+    advise(lambda: f"{options.output} is whole" if output.is_dir() and any(output.iterdir()) else "nothing was written")
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters") or {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -30,13 +29,14 @@ from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
 from editkit.evaluation.about import about_run
 from editkit.models.fingerprint import fingerprint
-from editkit.runs.folder import RunFolder, free_folder
+from editkit.runs.folder import RunFolder, free_folder, free_version
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.signals import advise, hold, leave_signals
 from editkit.utils.words import counted
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -125,6 +125,7 @@ class EditkitCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        leave_signals(trainer)
         bar = trainer.progress_bar_callback
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
             trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
@@ -135,6 +136,15 @@ class EditkitCLI(LightningCLI):
         config = self.config[self.subcommand].as_dict()
         check_nulls("model", config["model"], Editor)
         check_nulls("data", config["data"], FactsDataModule)
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_folder: RunFolder | None = None
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.run_folder is not None:
+                self.run_folder.close()
 
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
@@ -256,14 +266,19 @@ class EditkitCLI(LightningCLI):
         report = self._callback(Report)
         if self.folder is not None:
             report.write_to(self.folder)
-        if self.trainer.global_rank or self.folder is None:
+        if self.run_folder is None:
             return
         if resumed.batches:
             batches = f"{resumed.batches} of {counted(self.datamodule.plan.num_batches, 'batch', 'batches')}"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
-        self.run_folder.open(self.run_config)
-        version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
-        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
+        with hold():
+            self.run_folder.open(self.run_config)
+            again = f"the same command with --run_dir={shlex.quote(str(self.folder))}"
+            advise(f"{again} {'goes on where it stopped' if self.subcommand == 'fit' else 'begins again'}")
+        folder, version = self.run_folder.path, ""
+        if self.run_folder.went_on:
+            version = free_version(folder / "logs", f"after_{resumed.batches}_batches")
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version=version)]
 
     def _finish(self, how: str, plan: RunPlan, model: str, edits: Edits | None) -> None:
         """Write and show the report."""
@@ -280,7 +295,6 @@ class EditkitCLI(LightningCLI):
         write_report(self.folder, results, metrics, title, plan)
         show_report(console(), results, metrics, title)
         print_line(console(), f"run folder: {self.folder}")
-        self.run_folder.close()
 
 
 @plain_warnings()
@@ -302,7 +316,3 @@ def run(argv: list[str]) -> None:
             )
     except ArgumentError as error:
         raise refusal(error, argv) from error
-    except SIGTERMException:
-        line = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
-        print_line(console(stderr=True), line)
-        raise SystemExit(128 + signal.SIGTERM) from None

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from editkit.utils.signals import Stop
 
 from editkit.utils.quiet import plain_warnings
 
@@ -31,11 +35,15 @@ of those before it. --print_config after it shows what it comes to. These ship:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        args: the command and its options; default those of this process, whose end then is the end of the command.
+
     Returns:
-        0 on success, 2 on bad input, which is one line on standard error.
+        0 on success, 2 on bad input, 128 and the signal's number (143 of SIGTERM, 130 of SIGINT) where it was asked to
+        stop; the latter two with one line on standard error.
     """
     argv = list(sys.argv[1:] if args is None else args)
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[], Callable[[list[str]], None]]] = {
         "fit": _lightning,
         "validate": _lightning,
         "covariance": _covariance,
@@ -60,12 +68,25 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2
+    from editkit.utils.signals import end, stopping  # before all that is heavy
+
+    code = 0
+    with stopping(until_exit=args is None) as stop:
+        code = _run(commands[argv[0]], argv, stop)
+    return code if stop.signal is None else end(stop)
+
+
+def _run(command: Callable[[], Callable[[list[str]], None]], argv: list[str], stop: Stop) -> int:
     from editkit.cli.configs import with_shipped_configs
     from editkit.utils.errors import InputError
 
     try:
-        commands[argv[0]](with_shipped_configs(argv))
+        run = command()
+        stop.begin()
+        run(with_shipped_configs(argv))
     except InputError as error:
+        if stop.signal is not None:
+            raise
         from editkit.utils.distributed import reported_by_rank_zero
 
         if not reported_by_rank_zero(error):
@@ -74,22 +95,22 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _lightning(argv: list[str]) -> None:
+def _lightning() -> Callable[[list[str]], None]:
     from editkit.cli.fit import run
 
-    run(argv)
+    return run
 
 
-def _covariance(argv: list[str]) -> None:
+def _covariance() -> Callable[[list[str]], None]:
     from editkit.cli.covariance import run
 
-    run(argv)
+    return run
 
 
-def _export(argv: list[str]) -> None:
+def _export() -> Callable[[list[str]], None]:
     from editkit.cli.export import run
 
-    run(argv)
+    return run
 
 
 if __name__ == "__main__":

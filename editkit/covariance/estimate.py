@@ -30,6 +30,7 @@ from editkit.utils.errors import InputError
 from editkit.utils.files import cache_folder, check_can_write, digest
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.signals import leave_signals
 from editkit.utils.words import counted
 
 PATH = "second_moment.path"
@@ -224,13 +225,14 @@ def _ensure(
             f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
             f"of {source.text}, kept in {folder.folder}",
         )
-    device, passes = editable.device, layers if several else missing
-    at_once = source.layers_at_once or len(passes)
+    device, at_once = editable.device, source.layers_at_once or len(layers)
     with quiet_lightning():
         trainer = trainer or _own_trainer(device, progress and rank == 0)
-        for start in range(0, len(passes), at_once):
-            wanted = [layer for layer in passes[start : start + at_once] if layer in missing]
-            _estimate(trainer, editable, tokenizer, wanted, source, text, folder, budget, working_on)
+        for start in range(0, len(layers), at_once):
+            at_work = layers[start : start + at_once]
+            wanted = [layer for layer in at_work if layer in missing]
+            if wanted or several:
+                _estimate(trainer, editable, tokenizer, wanted, at_work, source, text, folder, budget, working_on)
     nn.Module.to(editable.model, device)  # Trainer's teardown leaves models on the CPU
     return folder
 
@@ -264,23 +266,28 @@ def _estimate(
     editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: list[int],
+    at_work: list[int],
     source: SecondMomentSource,
     text: Text,
     folder: SecondMomentFolder,
     budget: int | None,
     working_on: Callable[[str], None],
 ) -> None:
-    """One pass over the text, and its results written, layer by layer."""
+    """One pass over the text, and its results written, layer by layer.
+
+    Unfinished sums are found again by the layers ``at_work``, though some of those may be written by then.
+    """
     on_cpu = trainer.strategy.root_device.type == "cpu"
     max_tokens = source.max_tokens or (TOKENS_ON_CPU if on_cpu else TOKENS_ELSEWHERE)
     free = ("path", "save_minutes", "accumulate_on", "trust", "ridge")  # what may change before a run goes on
     same = {name: value for name, value in asdict(source).items() if name not in free} | {"max_tokens": max_tokens}
-    partial = Partial(folder.folder / f".partial-{digest(same, folder.about, layers, budget)}.safetensors")
+    partial = Partial(folder.folder / f".partial-{digest(same, folder.about, at_work, budget)}.safetensors")
     module = SecondMoments(editable, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
     widths = {layer: input_width(editable, layer) for layer in folder.about}
     first_check = max(widths.values()) if source.tolerance is not None else None
     data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
-    trainer.predict(module, datamodule=data, return_predictions=False)
+    with module.until_safe:
+        trainer.predict(module, datamodule=data, return_predictions=False)
     for layer in module.layers:
         working_on(f"second moments: eigenvalues and factor of block {layer}")
         error: Exception | None = None
@@ -300,7 +307,7 @@ def _estimate(
         except Exception as caught:
             error = caught
         raise_on_all_ranks(error)
-    if rank_and_size()[0] == 0:
+    if rank_and_size()[0] == 0 and layers:
         partial.remove()
 
 
@@ -356,10 +363,12 @@ def _check_count(count: int, widths: dict[int, int]) -> None:
 
 
 def _own_trainer(device: torch.device, progress: bool) -> L.Trainer:
-    return L.Trainer(
+    trainer = L.Trainer(
         **on_device(device),
         enable_progress_bar=progress,
         callbacks=[TokenProgress()] if progress else None,
         use_distributed_sampler=False,
         inference_mode=False,
     )
+    leave_signals(trainer)
+    return trainer

@@ -13,6 +13,7 @@ from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import atomic_write
 
 CONFIG = "config.yaml"
+UNFINISHED = {CONFIG, "logs", "records"}  # all that a run has that neither edited nor ended: it may begin again
 SAME = ("model", "data", "weight_update", "evaluation", "report")  # sections of the config that make a run what it is
 
 
@@ -33,7 +34,8 @@ class RunFolder:
 
         Args:
             config: the run's config as YAML.
-            resumable: whether a run of the same config may go on in its folder.
+            resumable: whether a run of the same config may go on in its folder; else it may begin again where it
+                did not end.
 
         Raises:
             InputError: the folder holds something else, or a run with another config.
@@ -41,7 +43,7 @@ class RunFolder:
         found = sorted(f.name for f in self.path.iterdir() if f.name != ".lock") if self.path.is_dir() else []
         if not found:
             return
-        if not resumable or CONFIG not in found:
+        if CONFIG not in found or not (resumable or set(found) <= UNFINISHED):
             raise InputError(
                 f"run_dir: expected a folder that is new or empty{' or holds an editkit run' * resumable}, but "
                 f"{self.path} holds {shorten(found[0])}; choose another"
@@ -95,6 +97,14 @@ class RunFolder:
             self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
+
+
+def free_version(logs: Path, version: str) -> str:
+    """A name for one more folder in ``logs``: ``version``, with a number where that is there already."""
+    number = 1
+    while (logs / (name := version if number == 1 else f"{version}_{number}")).exists():
+        number += 1
+    return name
 
 
 def free_folder(stem: str) -> Path:

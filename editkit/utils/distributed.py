@@ -6,6 +6,8 @@ trainable parameters. What editkit adds up or shares, it does itself through ``t
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from torch import distributed
 from typing_extensions import override
 
 from editkit.utils.errors import InputError
+from editkit.utils.signals import tell_too
 
 T = TypeVar("T")
 SHARED = "shared_by_all_ranks"  # attribute of an error that rank 0 has too, so that others need not print it
@@ -22,6 +25,12 @@ SHARED = "shared_by_all_ranks"  # attribute of an error that rank 0 has too, so 
 
 class UnwrappedDDP(DDPStrategy):
     """Starts and joins processes as DDP does, and leaves the module as it is."""
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        here = platform.node()
+        tell_too(process for node, process in gather((here, os.getpid())) if node == here)
 
     @override
     def configure_ddp(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from editkit.utils.errors import InputError
+from editkit.utils.signals import hold
 
 
 def cache_folder() -> Path:
@@ -43,11 +44,12 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     """
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        mode = _usual_mode(part)
-        write(part)
-        _set_mode(part, mode)
-        part.replace(file)
+        with hold():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            mode = _usual_mode(part)
+            write(part)
+            _set_mode(part, mode)
+            part.replace(file)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{field}: expected to write {file}, but could not ({error}); what was there before is untouched: make "
