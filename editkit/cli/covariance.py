@@ -8,12 +8,12 @@ import lightning as L
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
 from editkit.cli.messages import refusal
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
 from editkit.covariance import SecondMomentSource, check_can_keep, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
@@ -71,6 +71,7 @@ def run(argv: list[str]) -> None:
         config = parser.instantiate(parser.parse_args(argv[1:]))
     except ArgumentError as error:
         raise refusal(error, argv) from error
+    check_trainer(dict(config.trainer), "covariance")
     options = with_strategy(dict(config.trainer))
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
@@ -87,10 +88,8 @@ def run(argv: list[str]) -> None:
         editable.check_layer(layer)  # before any process is started
     check_can_keep(config.second_moment, layers)
     with quiet_lightning():
-        try:
+        with refused_by_lightning("covariance"):
             trainer = L.Trainer(**options)
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"trainer: {error}; see editkit covariance --help") from error
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))

@@ -21,6 +21,7 @@ from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.cli.arguments import check_nulls, with_nulls
 from editkit.cli.messages import refusal
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
 from editkit.editors.base import Editor
@@ -76,7 +77,8 @@ class EditkitCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate")}
+        # Lightning's checkpoints hold nothing of an edit: a ledger does
+        return {name: known[name] | {"ckpt_path", "weights_only"} for name in ("fit", "validate")}
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -99,7 +101,9 @@ class EditkitCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
+        check_trainer(config, self.subcommand)
+        with refused_by_lightning(self.subcommand):
+            trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
         return trainer
 
     @override
