@@ -16,7 +16,9 @@ from editkit.callbacks.evaluation import Evaluation
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import RunPlan
+from editkit.data.room import check_room
 from editkit.editors.base import Editor
+from editkit.editors.contradictions import check_contradictions
 from editkit.edits import AppliedEdits, EditBatch, Edits
 from editkit.edits.applied import matches_record
 from editkit.edits.batch import hashes_of
@@ -100,6 +102,8 @@ class WeightUpdate(L.Callback):
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,
         )
+        check_room(plan.facts, editor.tokenizer, editor.editable.context)
+        check_contradictions(plan, editor.dependent)
         editor.check(plan)
         return plan
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -52,6 +52,8 @@ class Editor(L.LightningModule):
     max_batch_size: int | None = None
     #: whether several processes each get a share of a batch's facts in ``training_step``; else each gets all of them
     shards_facts: bool = False
+    #: what is done about facts that contradict earlier ones: "keep" or "drop" them, which a warning says, or "fail"
+    dependent: Literal["keep", "drop", "fail"] = "keep"
 
     def __init__(self, lm: str = DEFAULT, dtype: str = "float32") -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from editkit.covariance import SecondMomentSource, check_can_keep, factored_seco
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
+from editkit.data.room import check_room
 from editkit.editors.base import Editor
 from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.dependence import check_dependence
@@ -33,9 +34,12 @@ from editkit.editors.closed_form.searcher import Progress, ValueSearcher
 from editkit.editors.closed_form.spread import Spread
 from editkit.editors.closed_form.tuning import choose_ridge
 from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.editors.contradictions import contradictions
 from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment
+from editkit.functional.delta import ZeroDelta
 from editkit.functional.values import norm_penalty
+from editkit.models.editable import orient
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError
@@ -59,9 +63,10 @@ class ClosedFormEditor(Editor):
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
             each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
             other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
-        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper): "keep"
-            them, which needs a ridge; "drop" the later ones of each group from their batch; "fail" before anything is
-            changed. They are named in the ledger's notes in any case.
+        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper), and about
+            those that ask for another target than an earlier fact with the same text (of their batch; of the whole run
+            where batches stay): "keep" them, which of the former needs a ridge; "drop" the later ones from their batch;
+            "fail" before anything is changed. They are named in the ledger's notes in any case.
     """
 
     shards_facts = True
@@ -94,6 +99,7 @@ class ClosedFormEditor(Editor):
         self._findings: dict[str, Any] = {}
         self._preserved = PreservedKeys({})
         self._folder: str | None = None
+        self._contradicted: dict[str, str] = {}  # facts that contradict earlier ones, and which
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
 
@@ -226,7 +232,9 @@ class ClosedFormEditor(Editor):
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
         check_can_keep(self._source, self.edited_layers)
-        _ = self.templates
+        templates = [template for group in self.templates for template in group]
+        facts = [*plan.facts, *(plan.tuning.facts if plan.tuning is not None else ())]
+        check_room(facts, self.tokenizer, self.editable.context, templates, self.values.kl_prompt)
         if self.earlier_keys and not plan.sequential:
             raise InputError(
                 f"model.earlier_keys: independent batches know of no earlier ones, but got {self.earlier_keys!r}; set "
@@ -246,6 +254,7 @@ class ClosedFormEditor(Editor):
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
+        self._contradicted = {c.later.fact_id: c.first.fact_id for c in contradictions(plan)}
         self.preserve(second_moments)
         if self.needs_tuning:
             self._findings = choose_ridge(self._find, self.layer_solver, plan)
@@ -296,7 +305,7 @@ class ClosedFormEditor(Editor):
     @override
     def training_step(self, batch: list[Fact], batch_idx: int) -> None:
         """Find the value vectors of some facts, those that share a key together."""
-        groups = group_by_key(batch)
+        groups = group_by_key([fact for fact in batch if not self._drops(fact)])
         if not groups or self._error is not None:
             return
         epoch, device = self.trainer.current_epoch, self.editable.device
@@ -339,7 +348,7 @@ class ClosedFormEditor(Editor):
         raise_on_all_ranks(self._error)
         mine = ValueVectors.cat(self._found).to("cpu") if self._found else None
         parts = gather(mine)
-        if len(parts) > 1:
+        if len(parts) > 1 and any(part is not None for part in parts):
             self._found = [ValueVectors.deal_in(parts).to(self.editable.device)]
 
     # ---------------------------------------------------------------- the solve
@@ -348,7 +357,23 @@ class ClosedFormEditor(Editor):
     @torch.no_grad()
     def edit(self, batch: Sequence[Fact]) -> WeightEdit:
         """Solve each edited layer for what the training steps found."""
-        return self.edit_for(ValueVectors.cat(self._found))
+        edit = self.edit_for(ValueVectors.cat(self._found)) if self._found else self._no_change()
+        pairs = {fact.fact_id: self._contradicted[fact.fact_id] for fact in batch if fact.fact_id in self._contradicted}
+        if not pairs:
+            return edit
+        notes = {**edit.notes, "contradicting": [[first, later] for later, first in pairs.items()]}
+        if self.dependent == "drop":
+            notes["dropped"] = [*pairs, *notes.get("dropped", [])]
+        return replace(edit, notes=notes)
+
+    def _drops(self, fact: Fact) -> bool:
+        return self.dependent == "drop" and fact.fact_id in self._contradicted
+
+    def _no_change(self) -> WeightEdit:
+        """The edit of a batch whose facts were all dropped."""
+        weights = {self.editable.parameter_of(n): self.editable.projection(n) for n in self.edited_layers}
+        shapes = {name: tuple(orient(module, module.weight).shape) for name, module in weights.items()}
+        return WeightEdit(deltas={name: ZeroDelta(shape) for name, shape in shapes.items()})
 
     @torch.no_grad()
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:
