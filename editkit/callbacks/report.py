@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
@@ -35,7 +36,7 @@ class Report(L.Callback):
         folder: where rows are written as they come in; None: nowhere.
     """
 
-    def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
+    def __init__(self, samples: NonNegativeInt = 3, sample_tokens: PositiveInt = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
         self.folder: Path | None = None
 

@@ -87,6 +87,7 @@ class WeightUpdate(L.Callback):
             editor: with its model.
             data: with its facts read.
         """
+        editor.check_settings()
         evaluation = Evaluation.of(trainer)
         protocol = evaluation.protocol if evaluation is not None else Protocol()
         most = trainer.max_epochs

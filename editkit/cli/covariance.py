@@ -14,11 +14,11 @@ from rich.table import Table
 from editkit.atlas.builtin import DEFAULT
 from editkit.cli.messages import refusal
 from editkit.cli.trainer_options import check_trainer, refused_by_lightning
-from editkit.covariance import SecondMomentSource, check_can_keep, ensure
+from editkit.covariance import SecondMomentSource, check_ready, check_source, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
 from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
-from editkit.models.editable import EditableModel
+from editkit.models.editable import EditableModel, check_layers
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import rank_and_size, with_strategy
@@ -73,6 +73,9 @@ def run(argv: list[str]) -> None:
         raise refusal(error, argv) from error
     check_trainer(dict(config.trainer), "covariance")
     options = with_strategy(dict(config.trainer))
+    if config.layers is not None:
+        check_layers(config.layers)
+    check_source(config.second_moment, config.layers)
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
     with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
@@ -86,7 +89,7 @@ def run(argv: list[str]) -> None:
         )
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
-    check_can_keep(config.second_moment, layers)
+    check_ready(editable, tokenizer, layers, config.second_moment)
     with quiet_lightning():
         with refused_by_lightning("covariance"):
             trainer = L.Trainer(**options)

@@ -51,11 +51,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2
+    from editkit.cli.arguments import check_values
     from editkit.cli.configs import with_shipped_configs
     from editkit.utils.errors import InputError
 
     try:
-        commands[argv[0]](with_shipped_configs(argv))
+        argv = with_shipped_configs(argv)
+        check_values(argv)
+        commands[argv[0]](argv)
     except InputError as error:
         from editkit.utils.distributed import reported_by_rank_zero
 

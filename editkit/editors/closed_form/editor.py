@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments
+from editkit.covariance import SecondMomentSource, check_ready, check_source, factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
@@ -29,17 +29,17 @@ from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.dependence import check_dependence
 from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
 from editkit.editors.closed_form.preserved import PreservedKeys
-from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch
+from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch, check_optimizer, check_search
 from editkit.editors.closed_form.searcher import Progress, ValueSearcher
 from editkit.editors.closed_form.spread import Spread
-from editkit.editors.closed_form.tuning import choose_ridge
+from editkit.editors.closed_form.tuning import check_tuning, choose_ridge
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.editors.contradictions import contradictions
 from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment
 from editkit.functional.delta import ZeroDelta
 from editkit.functional.values import norm_penalty
-from editkit.models.editable import orient
+from editkit.models.editable import check_layers, orient
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError
@@ -87,6 +87,7 @@ class ClosedFormEditor(Editor):
     ) -> None:
         super().__init__(lm, dtype)
         self.optimizer = optimizer
+        self._layers_asked = layers
         self.layers = sorted(set(layers)) if layers else None
         self.values = values or ValueSearch()
         self.second_moment = second_moment or SecondMomentSource()
@@ -154,16 +155,15 @@ class ClosedFormEditor(Editor):
     def templates(self) -> list[list[str]]:
         """Groups of context templates; sampled from the unedited model at first use."""
         if self._templates is None:
+            if self.values.context_templates is None and self.values.template_tokens >= self.editable.context:
+                raise InputError(
+                    f"model.values.template_tokens: expected prefixes that leave room in the context window of "
+                    f"{self.editable.context} tokens, but got {self.values.template_tokens}; lower it"
+                )
             self._templates = self.values.context_templates or [
                 ["{}"],
                 generate_templates(self.editable, self.tokenizer, self.values.template_tokens, self.values.seed),
             ]
-            for template in (t for group in self._templates for t in group):
-                if template.count("{}") != 1:
-                    raise InputError(
-                        f"values.context_templates: expected one {{}} for the prompt in each template, but got "
-                        f"{template!r}; write the prefix followed by {{}}"
-                    )
         return self._templates
 
     @property
@@ -229,9 +229,26 @@ class ClosedFormEditor(Editor):
         return self.ridge_setting == "auto"
 
     @override
+    def check_settings(self) -> None:
+        """Layers, how values are searched, and where second moments come from."""
+        super().check_settings()
+        if type(self).edit is ClosedFormEditor.edit and type(self).solve is ClosedFormEditor.solve:
+            raise InputError(
+                f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
+                "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
+            )
+        if self._layers_asked is not None:
+            check_layers(self._layers_asked, "model.layers")
+        check_search(self.values)
+        check_optimizer(self.optimizer)
+        check_source(self._source, self.layers)
+
+    @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
-        check_can_keep(self._source, self.edited_layers)
+        if self.needs_tuning:
+            check_tuning(plan.tuning)
+        check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
         templates = [template for group in self.templates for template in group]
         facts = [*plan.facts, *(plan.tuning.facts if plan.tuning is not None else ())]
         check_room(facts, self.tokenizer, self.editable.context, templates, self.values.kl_prompt)
