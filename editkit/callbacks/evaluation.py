@@ -17,7 +17,6 @@ from editkit.evaluation.results import Record, RunResults, Validation
 from editkit.utils.distributed import gather
 from editkit.utils.errors import shorten
 
-
 SHOWN = 5  # facts named in a warning
 FEW_NEIGHBORS = 20.0  # NS before any edit, 0-100, below which prompts seem not to share the fact's answer
 

@@ -103,7 +103,9 @@ def write_report(
 
 def show_report(console: Console, results: RunResults, metrics: dict[str, Any], title: str) -> None:
     """Print the scores before → after with 95% intervals, and the sample prompts."""
-    if not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
+    if not results.records:
+        console.print("No scores: nothing was measured.")
+    elif not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
         console.print(
             "No scores: they compare target_new with target_true, and no fact has a target_true.", soft_wrap=True
         )

@@ -41,7 +41,8 @@ def check_values(argv: Sequence[str]) -> None:
             option = word
             continue
         is_config, name = option in OPTIONS, option.lstrip("-")
-        if _is_file(value) and (is_config or value.endswith((".yaml", ".yml", ".json"))):
+        holds_section = "." not in name and value.endswith((".yaml", ".yml", ".json"))  # as --data=mine.yaml does
+        if _is_file(value) and (is_config or holds_section):
             text = Path(value).expanduser().read_bytes()
             check_yaml(text, f"config: {value}" if is_config else f"{name}: {value}")
             if is_config:

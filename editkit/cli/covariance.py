@@ -90,9 +90,8 @@ def run(argv: list[str]) -> None:
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
     check_ready(editable, tokenizer, layers, config.second_moment)
-    with quiet_lightning():
-        with refused_by_lightning("covariance"):
-            trainer = L.Trainer(**options)
+    with quiet_lightning(), refused_by_lightning("covariance"):
+        trainer = L.Trainer(**options)
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))

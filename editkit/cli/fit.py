@@ -102,8 +102,9 @@ class EditkitCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        check_trainer(config, self.subcommand)
-        with refused_by_lightning(self.subcommand):
+        command = str(self.subcommand)
+        check_trainer(config, command)
+        with refused_by_lightning(command):
             trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
         return trainer
 

@@ -10,4 +10,12 @@ from editkit.covariance.estimate import (
     second_moments,
 )
 
-__all__ = ["SecondMomentSource", "check_can_keep", "check_ready", "check_source", "ensure", "factored_second_moments", "second_moments"]
+__all__ = [
+    "SecondMomentSource",
+    "check_can_keep",
+    "check_ready",
+    "check_source",
+    "ensure",
+    "factored_second_moments",
+    "second_moments",
+]

@@ -40,7 +40,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from editkit.data.fact_fields import CSV_LISTS, PROMPT_LISTS, REQUIRED, ZsreTarget, aliases, is_field, meant_field, unread_fields
+from editkit.data.fact_fields import (
+    CSV_LISTS,
+    PROMPT_LISTS,
+    REQUIRED,
+    ZsreTarget,
+    aliases,
+    is_field,
+    meant_field,
+    unread_fields,
+)
 from editkit.utils.errors import InputError, field_error, shorten
 
 INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode's categories of characters that nobody sees

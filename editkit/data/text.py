@@ -91,7 +91,7 @@ def text_files(source: TextSource) -> list[Path]:
     if source.text.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl") or not source.text:
         raise InputError(
             f"second_moment.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved "
-            f"dataset or a dataset's name, but there is no {shorten(source.text)}; check the path"
+            f"dataset or a dataset's name, but there is no {source.text}; check the path"
         )
     return []
 
@@ -191,7 +191,10 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
         found = found[source.split]
     _check_column(source.column, found.column_names, source.text)
     column = source.column
-    return Text(f"{source.revision or ''}{found._fingerprint}", lambda: (_text(row[column], column, source.text) for row in found))
+    return Text(
+        f"{source.revision or ''}{found._fingerprint}",
+        lambda: (_text(row[column], column, source.text) for row in found),
+    )
 
 
 def _check_column(column: str, there: Sequence[str], where: str) -> None:

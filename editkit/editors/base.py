@@ -103,8 +103,8 @@ class Editor(L.LightningModule):
         """
         if type(self).edit is Editor.edit:
             raise InputError(
-                f"model: expected an editor, but {type(self).__name__} is the base of editors and makes no edit; choose "
-                "editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method edit"
+                f"model: expected an editor, but {type(self).__name__} is the base of editors and makes no edit; "
+                "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method edit"
             )
         hints: dict[str, Any] = {}
         for base in reversed(type(self).__mro__):

@@ -41,7 +41,9 @@ def check_numbers(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: s
                 except (TypeError, ValueError) as error:
                     bounds = kind._expression.replace("v", "", 1)
                     what = "a whole number" if kind._type is int else "a number"
-                    raise InputError(f"{field}: expected {what} {bounds}, but got {shorten(value)}; correct it") from error
+                    raise InputError(
+                        f"{field}: expected {what} {bounds}, but got {shorten(value)}; correct it"
+                    ) from error
 
 
 def _restricted(hint: Any) -> list[Any]:

@@ -83,7 +83,9 @@ def _count(events: Iterator[yaml.Event], where: str) -> None:
             mappings.append((isinstance(event, yaml.MappingStartEvent), set(), True))
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in open_anchors:
-                raise InputError(f"{where}{_line(event)}: expected values, but *{event.anchor} holds itself; write it out")
+                raise InputError(
+                    f"{where}{_line(event)}: expected values, but *{event.anchor} holds itself; write it out"
+                )
             sizes[-1] += anchored.get(event.anchor, 1)
             _next(mappings)
         elif isinstance(event, yaml.ScalarEvent):

@@ -39,7 +39,7 @@ from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment
 from editkit.functional.delta import ZeroDelta
 from editkit.functional.values import norm_penalty
-from editkit.models.editable import check_layers, orient
+from editkit.models.editable import check_layers
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError
@@ -388,9 +388,9 @@ class ClosedFormEditor(Editor):
 
     def _no_change(self) -> WeightEdit:
         """The edit of a batch whose facts were all dropped."""
-        weights = {self.editable.parameter_of(n): self.editable.projection(n) for n in self.edited_layers}
-        shapes = {name: tuple(orient(module, module.weight).shape) for name, module in weights.items()}
-        return WeightEdit(deltas={name: ZeroDelta(shape) for name, shape in shapes.items()})
+        model, names = self.editable, [self.editable.parameter_of(layer) for layer in self.edited_layers]
+        d_out, d_in = model.oriented(names[0], model.parameter(names[0])).shape
+        return WeightEdit(deltas={name: ZeroDelta((d_out, d_in)) for name in names})
 
     @torch.no_grad()
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:

@@ -65,8 +65,8 @@ def check_search(settings: ValueSearch) -> None:
     check_numbers(vars(settings), get_type_hints(ValueSearch), "model.values")
     if settings.num_steps < 2:
         raise InputError(
-            f"model.values.num_steps: expected at least 2, as the optimiser steps after each pass but the last, but got "
-            f"{settings.num_steps}; raise it"
+            f"model.values.num_steps: expected at least 2, as the optimiser steps after each pass but the last, but "
+            f"got {settings.num_steps}; raise it"
         )
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"model.values.seed: expected 0 to 2^63 - 1, but got {shorten(settings.seed)}; choose another")
@@ -74,7 +74,7 @@ def check_search(settings: ValueSearch) -> None:
     if groups is not None and not (groups and all(groups)):
         raise InputError(
             f"model.values.context_templates: expected groups of at least one template, but got {shorten(groups)}; "
-            "write [[\"{}\"]] for the prompt alone"
+            'write [["{}"]] for the prompt alone'
         )
     for field, templates in (
         ("context_templates", [template for group in groups or () for template in group]),
