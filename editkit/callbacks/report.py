@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
@@ -36,7 +37,7 @@ class Report(L.Callback):
         folder: where rows are written as they come in; None: nowhere.
     """
 
-    def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
+    def __init__(self, samples: NonNegativeInt = 3, sample_tokens: PositiveInt = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
         self.folder: Path | None = None
 
@@ -103,7 +104,9 @@ def write_report(
 
 def show_report(console: Console, results: RunResults, metrics: dict[str, Any], title: str) -> None:
     """Print the scores before → after with 95% intervals, and the sample prompts."""
-    if not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
+    if not results.records:
+        console.print("No scores: nothing was measured.")
+    elif not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
         console.print(
             "No scores: they compare target_new with target_true, and no fact has a target_true.", soft_wrap=True
         )

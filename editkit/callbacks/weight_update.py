@@ -16,7 +16,9 @@ from editkit.callbacks.evaluation import Evaluation
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import RunPlan
+from editkit.data.room import check_room
 from editkit.editors.base import Editor
+from editkit.editors.contradictions import check_contradictions
 from editkit.edits import AppliedEdits, EditBatch, Edits
 from editkit.edits.applied import matches_record
 from editkit.edits.batch import hashes_of
@@ -87,6 +89,7 @@ class WeightUpdate(L.Callback):
             editor: with its model.
             data: with its facts read.
         """
+        editor.check_settings()
         evaluation = Evaluation.of(trainer)
         protocol = evaluation.protocol if evaluation is not None else Protocol()
         most = trainer.max_epochs
@@ -103,6 +106,8 @@ class WeightUpdate(L.Callback):
             progress=trainer.progress_bar_callback is not None,
             announce=self.announce,
         )
+        check_room(plan.facts, editor.tokenizer, editor.editable.context)
+        check_contradictions(plan, editor.dependent)
         editor.check(plan)
         return plan
 

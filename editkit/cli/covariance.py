@@ -8,18 +8,18 @@ import lightning as L
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
 from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
-from editkit.covariance import SecondMomentSource, check_can_keep, check_has_text, ensure
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
+from editkit.covariance import SecondMomentSource, check_has_text, check_ready, check_source, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
 from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
-from editkit.models.editable import EditableModel
+from editkit.models.editable import EditableModel, check_layers
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import rank_and_size, with_strategy
@@ -81,7 +81,11 @@ def run(argv: list[str]) -> None:
         config = parser.instantiate(parser.parse_args(argv[1:]))
     except ArgumentError as error:
         raise refusal(error, argv) from error
+    check_trainer(dict(config.trainer), "covariance")
     options = with_strategy(dict(config.trainer))
+    if config.layers is not None:
+        check_layers(config.layers)
+    check_source(config.second_moment, config.layers)
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
     check_has_text(config.second_moment, config.lm, config.layers)  # before minutes are spent on reading the model
@@ -96,13 +100,9 @@ def run(argv: list[str]) -> None:
         )
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
-    check_has_text(config.second_moment, config.lm, layers)
-    check_can_keep(config.second_moment, layers)
-    with quiet_lightning():
-        try:
-            trainer = L.Trainer(**options)
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"trainer: {error}; see editkit covariance --help") from error
+    check_ready(editable, tokenizer, layers, config.second_moment)
+    with quiet_lightning(), refused_by_lightning("covariance"):
+        trainer = L.Trainer(**options)
     leave_signals(trainer)
     advise("the same command goes on")
     folder = ensure(editable, tokenizer, layers, config.second_moment, bar, True, trainer)

@@ -21,6 +21,7 @@ from editkit.callbacks.weight_update import WeightUpdate
 from editkit.cli.arguments import check_nulls, with_nulls
 from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
 from editkit.editors.base import Editor
@@ -33,7 +34,8 @@ from editkit.runs.folder import RunFolder, free_folder, free_version
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import user_path
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import plain_warnings, quiet_lightning
 from editkit.utils.signals import advise, hold, leave_signals
@@ -90,7 +92,8 @@ class EditkitCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate")}
+        # Lightning's checkpoints hold nothing of an edit: a ledger does
+        return {name: known[name] | {"ckpt_path", "weights_only"} for name in ("fit", "validate")}
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -119,7 +122,10 @@ class EditkitCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
+        command = str(self.subcommand)
+        check_trainer(config, command)
+        with refused_by_lightning(command):
+            trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
         return trainer
 
     @override
@@ -130,6 +136,13 @@ class EditkitCLI(LightningCLI):
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
             trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
         return trainer
+
+    @override
+    def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].get("seed_everything")
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything: expected 0 to 2^32 - 1, but got {shorten(seed)}; choose another")
+        super()._set_seed()
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -148,9 +161,9 @@ class EditkitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
-        self._prepare()
+        self.model.check_settings()
+        self._prepare(resumable=True)
         update, evaluation = self._callback(WeightUpdate), self._callback(Evaluation)
-        self._open(resumable=True)
         resumed = read_run(self.folder)
         if self.folder is not None:
             update.write_to(self.folder / EDITS)
@@ -173,13 +186,12 @@ class EditkitCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
-        self._prepare()
+        self._prepare(resumable=False)
         self.datamodule.make_plan(questions=self._callback(Evaluation).protocol.questions)
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
         self.fingerprint = fingerprint(self.model.editable.model)
-        self._open(resumable=False)
         self._lock(read_run(None))
 
     def after_validate(self) -> None:
@@ -210,7 +222,7 @@ class EditkitCLI(LightningCLI):
             if chosen is not None:
                 raise InputError(f"edits_batch: expected --edits beside it, but got {chosen} alone; give the ledger")
             return None
-        edits, model = load_edits(Path(path).expanduser()), self.model.editable.model
+        edits, model = load_edits(user_path(path, "edits")), self.model.editable.model
         tokenizer = self.model.tokenizer
         if not edits.batches:
             raise InputError(f"edits: expected a ledger with batches of edits, but {path} has none yet; finish its run")
@@ -242,16 +254,19 @@ class EditkitCLI(LightningCLI):
     def _callback(self, kind: type[Any]) -> Any:
         return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
 
-    def _prepare(self) -> None:
+    def _prepare(self, resumable: bool) -> None:
+        """Read what is there, what takes least first; nothing is written yet."""
         self.datamodule.setup()
+        self._open(resumable)
         shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
         with heartbeat(f"reading {self.model.lm}", shown):
             self.model.configure_model()
+        self.datamodule.read_text(self.model.tokenizer, self.model.editable.context)
 
     def _open(self, resumable: bool) -> None:
         """Find the run folder, and check that what is there can be gone on with; nothing is written yet."""
         run_dir = self.config[self.subcommand].get("run_dir")
-        self.folder: Path | None = Path(run_dir).expanduser() if run_dir else None
+        self.folder: Path | None = user_path(run_dir, "run_dir") if run_dir else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
         self.folder = self.folder or free_folder(

@@ -77,13 +77,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Callable[[], Callable[[list[str]], None]], argv: list[str], stop: Stop) -> int:
+    from editkit.cli.arguments import check_values
     from editkit.cli.configs import with_shipped_configs
     from editkit.utils.errors import InputError
 
     try:
+        argv = with_shipped_configs(argv)
+        check_values(argv)
         run = command()
         stop.begin()
-        run(with_shipped_configs(argv))
+        run(argv)
     except InputError as error:
         if stop.signal is not None:
             raise

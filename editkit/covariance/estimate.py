@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import lightning as L
 import torch
@@ -19,15 +18,16 @@ from editkit.atlas.builtin import built_in_model, resolve
 from editkit.covariance.accumulate import SecondMoments, input_width
 from editkit.covariance.folder import Partial, SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
-from editkit.data.text import TEXTS, Text, TextSource, open_text
-from editkit.data.windows import TextDataModule
+from editkit.data.text import TEXTS, Text, TextSource, check_readable, open_text, text_files
+from editkit.data.windows import TextDataModule, windows
 from editkit.functional import FactoredSecondMoment
 from editkit.models.content import content_hashes, memory_hashes, sample_hashes, tokenizer_hash
 from editkit.models.editable import EditableModel
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import broadcast_object, on_device, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
-from editkit.utils.files import cache_folder, check_can_write, digest
+from editkit.utils.files import cache_folder, cache_option, check_can_write, digest, user_path
+from editkit.utils.numbers import check_numbers
 from editkit.utils.progress import heartbeat
 from editkit.utils.quiet import quiet_lightning
 from editkit.utils.signals import leave_signals
@@ -35,6 +35,7 @@ from editkit.utils.words import counted
 
 PATH = "second_moment.path"
 TOKENS_PER_DIMENSION = 100
+CHARACTERS = 8  # that a token has at most, on average
 TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
 
 
@@ -128,7 +129,7 @@ def check_can_keep(source: SecondMomentSource, layers: Sequence[int]) -> None:
         InputError: it is a file, is below one, or cannot be written.
     """
     if source.path and _lacking(source.path, layers):
-        check_can_write(Path(source.path).expanduser(), PATH)
+        check_can_write(user_path(source.path, PATH), PATH)
 
 
 def check_has_text(source: SecondMomentSource, lm: str, layers: Sequence[int] | None = None) -> None:
@@ -159,8 +160,60 @@ def check_has_text(source: SecondMomentSource, lm: str, layers: Sequence[int] | 
 
 def _lacking(path: str, layers: Sequence[int]) -> list[int]:
     """The layers of which a folder has no moments."""
-    folder = SecondMomentFolder(Path(path).expanduser(), {})
+    folder = SecondMomentFolder(user_path(path, PATH), {})
     return [layer for layer in sorted(set(layers)) if not os.path.exists(folder.file(layer))]
+
+
+def _settled(source: SecondMomentSource, editable: EditableModel) -> SecondMomentSource:
+    """A source with what the model decides: a text of its own, if it has one, and what it can read at once."""
+    if source.text is None and (built_in := built_in_model(editable.name)) is not None:
+        source = replace(source, text=built_in.name)
+    return replace(source, max_length=min(source.max_length, editable.context))
+
+
+def check_source(source: SecondMomentSource, layers: Sequence[int] | None = None) -> None:
+    """Find out what is wrong with a source whatever the model, before one is read.
+
+    Raises:
+        InputError: a number out of bounds, a folder that cannot be written, files of text that are not there.
+    """
+    check_numbers(vars(source), get_type_hints(type(source)), "second_moment")
+    check_can_keep(source, layers or [])
+    if not (source.trust and source.path):
+        text_files(source)
+
+
+def check_ready(
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int], source: SecondMomentSource
+) -> None:
+    """Find out, before anything is measured, whether ``ensure`` can do what it will be asked for.
+
+    Args:
+        editable: the unedited model.
+        tokenizer: its fast tokenizer.
+        layers: blocks whose projection's input is wanted.
+        source: text, size and folder.
+
+    Raises:
+        InputError: as ``ensure`` raises it; the text is read as far as it will be used.
+    """
+    layers, source = sorted(set(layers)), _settled(source, editable)
+    check_source(source, layers)
+    folder, text, budget, missing = _look(editable, tokenizer, layers, source)
+    if not missing or text is None:
+        return
+    check_can_write(folder.folder, PATH if source.path else cache_option())
+    check_readable(source, text, None if budget is None else budget * CHARACTERS, source.num_documents)
+    widths = {layer: input_width(editable, layer) for layer in missing}
+    needed = 1 if source.ridge else max(widths.values())
+    found = 0
+    for window in windows(tokenizer, text, source, source.num_documents):
+        found += len(window.ids)
+        if found >= needed:
+            return
+    if not found:
+        raise InputError(f"second_moment.text: expected at least one token, but {source.text!r} has none; give another")
+    _check_count(found, widths)
 
 
 def ensure(
@@ -202,13 +255,11 @@ def _ensure(
     working_on: Callable[[str], None],
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
-    source = replace(source, max_length=min(source.max_length, editable.context))  # what the model can read at once
-    if source.text is None and (built_in := built_in_model(editable.name)) is not None:
-        source = replace(source, text=built_in.name)
+    source = _settled(source, editable)
     try:
         folder, text, budget, missing = _look(editable, tokenizer, layers, source)
         if missing and rank == 0:
-            check_can_write(folder.folder, PATH)
+            check_can_write(folder.folder, PATH if source.path else cache_option())
     except Exception as caught:
         error = caught
     raise_on_all_ranks(error)
@@ -249,7 +300,7 @@ def _look(
     budget = _num_tokens(source, widths)
     if source.trust and source.path:  # the text may be gone
         about = {layer: {"d_in": widths[layer]} for layer in layers}
-        folder = SecondMomentFolder(Path(source.path).expanduser(), about, trust=True, ridge=source.ridge)
+        folder = SecondMomentFolder(user_path(source.path, PATH), about, trust=True, ridge=source.ridge)
         if not folder.missing(layers):
             return folder, None, budget, []
     check_has_text(source, editable.name, layers)
@@ -339,7 +390,7 @@ def _folder(
         for layer in widths
     }
     if source.path:
-        place = Path(source.path).expanduser()
+        place = user_path(source.path, PATH)
     else:
         model = weights["weights"][layers[-1]] or weights["memory"][layers[-1]]
         name = digest(model, common, asked | {"num_tokens": _num_tokens(source, widths)})

@@ -12,16 +12,18 @@ from typing import Any, Literal
 import lightning as L
 from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT, resolve
 from editkit.data.fact_fields import ZsreTarget
 from editkit.data.facts import Fact, as_facts, load_facts
 from editkit.data.fitting import fitted
-from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.held_out import HeldOutText, named_as, text_rows
 from editkit.data.plan import Measurement, RunPlan, Score, Tuning
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
+from editkit.data.text import text_files
 from editkit.utils.errors import InputError
 from editkit.utils.words import counted
 
@@ -141,6 +143,9 @@ class FactsDataModule(L.LightningDataModule):
             if double := [t for t in titles if titles.count(t) > 1]:
                 raise InputError(f"probes: expected a name of its own for each, but got {double[0]!r} twice; give name")
             self.probe_sets = [load_probe(probe, number) for number, probe in enumerate(self.probes)]
+        if self.text is not None:
+            with named_as("data.text."):
+                text_files(self.text)
         if self.selected:
             return
         others: list[Fact] = []
@@ -160,6 +165,11 @@ class FactsDataModule(L.LightningDataModule):
         if self.seed is not None:
             facts = random.Random(self.seed).sample(facts, len(facts))
         self.selected, self.others = facts[:count], others or facts[count:]
+
+    def read_text(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+        """Read the held-out text (once), cut into windows of at most ``context`` tokens."""
+        if self.text is not None:
+            self._windows = self._windows or text_rows(self.text, tokenizer, context)
 
     def _count(self, there: int) -> int:
         """How many facts to take of those that are there."""
@@ -312,7 +322,7 @@ class FactsDataModule(L.LightningDataModule):
                 self._fitted = room, [fitted(probe, *room) for probe in self.probe_sets]
             batches += [_cut(probe.rows[rank::world]) for probe in self._fitted[1]]
             if self.text is not None:
-                self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.editable.context)
+                self.read_text(editor.tokenizer, editor.editable.context)
                 batches.append(_cut(self._windows[rank::world]))
         # never empty, so that the loop runs and its callbacks see the edited model
         return [DataLoader(part or [[]], batch_size=None) for part in batches]  # type: ignore[arg-type]

@@ -261,6 +261,28 @@ class EditableModel:
         return logits.squeeze(1).float()  # a view: its gradient is not copied into a second table of vocabulary width
 
 
+def check_layers(layers: Any, field: str = "layers") -> None:
+    """Raise an ``InputError`` unless these are blocks that some model may have: ascending, each once, from 0 on.
+
+    >>> check_layers([1, 0])
+    Traceback (most recent call last):
+    ...
+    editkit.utils.errors.InputError: layers: expected blocks in ascending order, each once, but got [1, 0]; write [0, 1]
+    """
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or any(type(layer) is not int for layer in layers):
+        raise InputError(f"{field}: expected a list of whole numbers, but got {shorten(layers)}; write [5] for block 5")
+    if not layers or min(layers) < 0:
+        raise InputError(
+            f"{field}: expected at least one block, counted from 0, but got {shorten(list(layers))}; name the blocks, "
+            "or leave it out for those that the model's config recommends"
+        )
+    if list(layers) != sorted(set(layers)):
+        raise InputError(
+            f"{field}: expected blocks in ascending order, each once, but got {shorten(list(layers))}; write "
+            f"{shorten(sorted(set(layers)))}"
+        )
+
+
 @contextmanager
 def watching(*hooks: Any) -> Iterator[None]:
     """Keep hook handles for the length of a ``with`` block, which ``StopForward`` ends quietly."""

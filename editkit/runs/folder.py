@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from editkit.utils.errors import InputError, shorten
-from editkit.utils.files import atomic_write
+from editkit.utils.files import atomic_write, check_can_write
+from editkit.utils.yaml_text import read_mapping
 
 CONFIG = "config.yaml"
 UNFINISHED = {CONFIG, "logs", "records"}  # all that a run has that neither edited nor ended: it may begin again
+BEGUN = ("edits.json", "found")  # of a ledger that has no batch yet
 SAME = ("model", "data", "weight_update", "evaluation", "report")  # sections of the config that make a run what it is
 
 
@@ -27,10 +30,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.went_on = False
+        self._left: list[str] = []  # files of a run that came to nothing
         self._lock: IO[str] | None = None
 
     def check(self, config: str, resumable: bool) -> None:
         """Look at what is there, before anything is written.
+
+        What a run left that came to nothing, without a batch of edits or rows measured, may be begun anew with whatever
+        settings.
 
         Args:
             config: the run's config as YAML.
@@ -40,6 +47,7 @@ class RunFolder:
         Raises:
             InputError: the folder holds something else, or a run with another config.
         """
+        check_can_write(self.path, "run_dir")
         found = sorted(f.name for f in self.path.iterdir() if f.name != ".lock") if self.path.is_dir() else []
         if not found:
             return
@@ -48,19 +56,42 @@ class RunFolder:
                 f"run_dir: expected a folder that is new or empty{' or holds an editkit run' * resumable}, but "
                 f"{self.path} holds {shorten(found[0])}; choose another"
             )
-        try:
-            was = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"run_dir: {self.path / CONFIG} cannot be read ({error}); choose another") from error
+        was = self._config()
         now = yaml.safe_load(config)
         for name in SAME:
             if difference := _difference(name, was.get(name), now.get(name)):
+                if self._came_to_nothing(found):
+                    self._left = found
+                    return
                 field, before, after = difference
                 raise InputError(
                     f"run_dir: expected the settings of the run in {self.path}, but {field} was {shorten(before)} "
                     f"and is now {shorten(after)}; repeat that run's own command, or choose another run_dir"
                 )
         self.went_on = True
+
+    def _config(self) -> dict[str, Any]:
+        """The config of the run that is there."""
+        try:
+            was = read_mapping((self.path / CONFIG).read_bytes(), CONFIG)
+        except (OSError, InputError) as error:
+            raise InputError(f"run_dir: {self.path / CONFIG} cannot be read ({error}); choose another") from error
+        if lacking := [name for name in SAME if name not in was]:
+            raise InputError(
+                f"run_dir: expected the config of an editkit run, but {self.path / CONFIG} has no {lacking[0]}; choose "
+                "another"
+            )
+        return was
+
+    def _came_to_nothing(self, found: Sequence[str]) -> bool:
+        """Whether all that is there is what a run leaves that stopped before its first result."""
+        ledger = self.path / "edits"
+        kept = [file.name for file in ledger.iterdir()] if ledger.is_dir() else []
+        return (
+            set(found) <= {CONFIG, "edits", "logs"}
+            and not any(name.startswith("batch_") or name not in BEGUN for name in kept)
+            and not any(file.is_symlink() for file in (self.path, ledger, self.path / "logs"))
+        )
 
     def open(self, config: str) -> None:
         """Create the folder if it is new, write its config, and lock it until this process ends.
@@ -87,6 +118,8 @@ class RunFolder:
                     f"run_dir: another process is at work in {self.path}; wait for it, or choose another"
                 ) from error
         self._lock = lock
+        for name in self._left:
+            shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
         if not self.went_on:
             atomic_write(self.path / CONFIG, lambda part: part.write_text(config, encoding="utf-8"), "run_dir")
 

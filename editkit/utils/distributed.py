@@ -57,13 +57,14 @@ def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     {'devices': 1}
     """
     strategy = options.get("strategy") or "auto"
-    several = _processes(options.get("devices", 1), options.get("accelerator", "auto")) > 1
+    several = processes(options.get("devices", 1), options.get("accelerator", "auto")) > 1
     if strategy in ("auto", "ddp") and (several or int(options.get("num_nodes") or 1) > 1):
         return {**options, "strategy": UnwrappedDDP()}
     return dict(options)
 
 
-def _processes(devices: Any, accelerator: str) -> int:
+def processes(devices: Any, accelerator: str) -> int:
+    """How many processes a Trainer's ``devices`` ask for; 1 where it is not said."""
     if isinstance(devices, (list, tuple)):
         return len(devices)
     text = str(devices).strip()

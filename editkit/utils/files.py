@@ -18,15 +18,40 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
 from editkit.utils.signals import hold
+
+
+def user_path(given: str | Path, field: str) -> Path:
+    """A path that a user gave, ~ spelled out.
+
+    Args:
+        given: the path.
+        field: name of the option that it was given by, for the message.
+
+    Raises:
+        InputError: there can be no such path: nobody's home, too long a name, a place that must not be looked at.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"{field}: expected a path, but got {shorten(str(given))} ({cause}); correct it") from error
+    return path
+
+
+def cache_option() -> str:
+    """The environment variable that chose the user's cache, or by which it can be chosen."""
+    chosen = not os.environ.get("EDITKIT_CACHE") and os.environ.get("XDG_CACHE_HOME")
+    return "XDG_CACHE_HOME" if chosen else "EDITKIT_CACHE"
 
 
 def cache_folder() -> Path:
     """The user's cache: ``EDITKIT_CACHE``, else ``editkit`` in ``XDG_CACHE_HOME`` or ``~/.cache``; not created here."""
     if given := os.environ.get("EDITKIT_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "editkit"
+        return user_path(given, "EDITKIT_CACHE")
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", cache_option()) / "editkit"
 
 
 def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path") -> None:

@@ -20,7 +20,7 @@ def _edit(folder: Path, places: Places, **options: Any) -> None:
 
 
 QUICK = (
-    "fit --config quickstart --config evaluation/facts-alone --data.num_facts=1 --model.values.num_steps=1 "
+    "fit --config quickstart --config evaluation/facts-alone --data.num_facts=1 --model.values.num_steps=2 "
     "--run_dir=run --trainer.enable_progress_bar=false"
 )
 
