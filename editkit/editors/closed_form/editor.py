@@ -38,9 +38,7 @@ from editkit.functional import Delta, FactoredSecondMoment
 from editkit.functional.values import norm_penalty
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
-from editkit.utils.errors import InputError
-
-RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
+from editkit.utils.errors import InputError, shorten
 
 
 class ClosedFormEditor(Editor):
@@ -48,8 +46,8 @@ class ClosedFormEditor(Editor):
 
     Args:
         lm: language model to edit: "atlas" (shipped), a checkpoint folder, or a Hugging Face hub name.
-        layers: blocks whose MLP output projection is changed, counted from 0; values are found at the last of them.
-            Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
+        layers: blocks whose MLP output projection is changed, counted from 0, or one of them; values are found at the
+            last. Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
         dtype: dtype of the model's weights: float32, bfloat16 or float16. Value vectors are always found in float32
             and the solve runs in float64.
         optimizer: optimiser of the value vectors; it must act elementwise.
@@ -71,7 +69,7 @@ class ClosedFormEditor(Editor):
     def __init__(
         self,
         lm: str = DEFAULT,
-        layers: list[int] | None = None,
+        layers: list[int] | int | None = None,
         dtype: str = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.5),
         values: ValueSearch | None = None,
@@ -81,6 +79,11 @@ class ClosedFormEditor(Editor):
         dependent: Literal["keep", "drop", "fail"] = "keep",
     ) -> None:
         super().__init__(lm, dtype)
+        layers = [layers] if type(layers) is int else layers
+        if not (layers is None or (isinstance(layers, Sequence) and all(type(layer) is int for layer in layers))):
+            raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
+        if layers is not None:
+            self.hparams["layers"] = list(layers)  # a run goes on whichever way it was written
         self.optimizer = optimizer
         self.layers = sorted(set(layers)) if layers else None
         self.values = values or ValueSearch()
@@ -119,7 +122,7 @@ class ClosedFormEditor(Editor):
     def configure_model(self) -> None:
         """Load the language model once and check the layers against it."""
         super().configure_model()
-        layers = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None) or []
+        layers = self.layers or self.editable.recommended_layers or []
         for layer in layers:
             self.editable.projection(layer)
         if len(layers) > 1 and self.at_projection:
@@ -129,9 +132,15 @@ class ClosedFormEditor(Editor):
             )
 
     @property
+    @override
+    def missing_method(self) -> str | None:
+        needs = type(self).edit is ClosedFormEditor.edit and type(self).edit_for is ClosedFormEditor.edit_for
+        return "solve(problem)" if needs and type(self).solve is ClosedFormEditor.solve else None
+
+    @property
     def edited_layers(self) -> list[int]:
         """The blocks to edit, ascending: those asked for, else those that the checkpoint's config recommends."""
-        layers: list[int] | None = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None)
+        layers: list[int] | None = self.layers or self.editable.recommended_layers
         if not layers:
             raise InputError(
                 f"layers: expected the blocks to edit, 0 to {self.editable.depth - 1} of this model, but got none; "
