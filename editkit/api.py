@@ -197,21 +197,30 @@ def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _as_editor(editor: Editor | type[Editor] | None) -> Editor:
-    if isinstance(editor, type) and issubclass(editor, Editor):
-        try:
-            signature(editor).bind()
-        except TypeError as error:
-            raise InputError(
-                f"editor: expected an editor, but {editor.__name__} cannot be made without arguments ({error}); write "
-                f"{editor.__name__}(...)"
-            ) from error
-        return editor()
-    if editor is not None and not isinstance(editor, Editor):
+    if editor is None:
+        return EMMET()
+    kind = editor if isinstance(editor, type) else type(editor)
+    if not issubclass(kind, Editor):
         raise InputError(
             f"editor: expected an editor such as editkit.EMMET(layers=[5]), but got {_shown(editor)}; give one, or "
             "leave it out for editkit.EMMET()"
         )
-    return EMMET() if editor is None else editor
+    solves = not issubclass(kind, ClosedFormEditor) or kind.solve is not ClosedFormEditor.solve
+    if kind.edit is Editor.edit or (kind.edit is ClosedFormEditor.edit and not solves):
+        raise InputError(
+            f"editor: expected a method such as editkit.EMMET, but {kind.__name__} is a base of editors and leaves "
+            f"{'edit(batch)' if kind.edit is Editor.edit else 'solve(problem)'} to them; choose one, or override it"
+        )
+    if isinstance(editor, Editor):
+        return editor
+    try:
+        signature(kind).bind()
+    except TypeError as error:
+        raise InputError(
+            f"editor: expected an editor, but {kind.__name__} cannot be made without arguments ({error}); write "
+            f"{kind.__name__}(...)"
+        ) from error
+    return kind()
 
 
 def _check_options(

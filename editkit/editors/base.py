@@ -23,7 +23,6 @@ from editkit.edits import Edit
 from editkit.models.editable import EditableModel
 from editkit.models.gradients import parameter_gradients
 from editkit.models.loading import load_language_model
-from editkit.utils.errors import InputError
 
 
 class Editor(L.LightningModule):
@@ -70,23 +69,9 @@ class Editor(L.LightningModule):
 
     @override
     def configure_model(self) -> None:
-        """Load the language model once.
-
-        Raises:
-            InputError: this is a base of editors, which leaves to its subclasses what they must override.
-        """
-        if (missing := self.missing_method) is not None:
-            raise InputError(
-                f"editor: expected a method such as editkit.EMMET, but {type(self).__name__} leaves {missing} to its "
-                "subclasses; choose one of them, or override it in your own"
-            )
+        """Load the language model once."""
         if self.language_model is None:
             self.attach(*load_language_model(self.lm, self.dtype_name))
-
-    @property
-    def missing_method(self) -> str | None:
-        """The method that this class had to override and does not."""
-        return "edit(batch)" if type(self).edit is Editor.edit else None
 
     def about(self) -> dict[str, Any]:
         """What the ledger keeps of this editor (JSON values): class, hyperparameters, versions. A run is resumed only

@@ -79,13 +79,11 @@ class ClosedFormEditor(Editor):
         dependent: Literal["keep", "drop", "fail"] = "keep",
     ) -> None:
         super().__init__(lm, dtype)
-        layers = [layers] if type(layers) is int else layers
-        if not (layers is None or (isinstance(layers, Sequence) and all(type(layer) is int for layer in layers))):
-            raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
-        if layers is not None:
-            self.hparams["layers"] = list(layers)  # a run goes on whichever way it was written
+        blocks = _blocks(layers)
+        if blocks is not None:
+            self.hparams["layers"] = blocks  # the same whichever way it was written, so that a run goes on
         self.optimizer = optimizer
-        self.layers = sorted(set(layers)) if layers else None
+        self.layers = sorted(set(blocks)) if blocks else None
         self.values = values or ValueSearch()
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
@@ -130,12 +128,6 @@ class ClosedFormEditor(Editor):
                 f"layers: {type(self.editable.model).__name__} normalises or scales what a projection puts out, so a "
                 f"residual cannot be spread over several; expected one block, but got {layers}; choose one"
             )
-
-    @property
-    @override
-    def missing_method(self) -> str | None:
-        needs = type(self).edit is ClosedFormEditor.edit and type(self).edit_for is ClosedFormEditor.edit_for
-        return "solve(problem)" if needs and type(self).solve is ClosedFormEditor.solve else None
 
     @property
     def edited_layers(self) -> list[int]:
@@ -374,3 +366,13 @@ class ClosedFormEditor(Editor):
     def layer_solver(self) -> LayerSolver:
         """What goes through the edited layers one after the other."""
         return LayerSolver(self.editable, self.searcher, self.spread, self._preserved)
+
+
+def _blocks(layers: Any) -> list[int] | None:
+    """A list of blocks, of which there may be one alone."""
+    blocks = [layers] if type(layers) is int else layers
+    if blocks is None:
+        return None
+    if not isinstance(blocks, (list, tuple, range)) or not all(type(block) is int for block in blocks):
+        raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
+    return list(blocks)
