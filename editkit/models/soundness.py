@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.models.checkpoint import StoredTensor, listed
+from editkit.models.checkpoint import StoredTensor, listed, one_line
 from editkit.models.editable import EditableModel
 from editkit.utils.errors import InputError
 
@@ -106,7 +106,13 @@ def check_tokenizer(
             f"{field}: expected a fast tokenizer, which gives character offsets, but got {kind}; use a checkpoint with "
             "a tokenizer.json"
         )
-    sample = tokenizer(SAMPLE).input_ids
+    try:
+        sample = tokenizer(SAMPLE).input_ids
+    except Exception as error:  # foreign code on foreign files may raise anything
+        raise InputError(
+            f"{field}: expected a tokenizer, but {kind} fails on {SAMPLE!r} ({one_line(error)}); use the checkpoint's "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
     if set(sample) <= set(tokenizer.all_special_ids):
         raise InputError(
             f"{field}: expected a tokenizer that knows words, but {kind} with {len(tokenizer):,} tokens finds none in "
@@ -115,8 +121,9 @@ def check_tokenizer(
     if model is None:
         return
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - set(sample)
-    beyond = [i for i in {*tokenizer.get_vocab().values(), *sample} if i >= rows and i not in special]
+    used = {*sample, *(i for i in (tokenizer.eos_token_id, tokenizer.unk_token_id) if i is not None)}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - used
+    beyond = [i for i in {*tokenizer.get_vocab().values(), *used} if i >= rows and i not in special]
     if beyond:
         raise InputError(
             f"{field}: expected a tokenizer of the model, but it gives ids up to {max(beyond):,} and the embedding of "

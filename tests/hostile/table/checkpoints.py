@@ -171,6 +171,14 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
     return rewrite
 
 
+def change_tokenizer_config(**fields: Any) -> Callable[[Path], object]:
+    def change(lm: Path) -> None:
+        file = lm / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return change
+
+
 def context_of_one(lm: Path) -> None:
     config(n_positions=1)(lm)
     weights(lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"][:1].clone()}))(lm)
@@ -362,6 +370,16 @@ ROWS = [
         raw("tokenizer_config.json", json.dumps({"tokenizer_class": "CTRLTokenizer"})),
         raw("vocab.json", json.dumps({"<unk>": 0, "a": 1, "b": 2})),
         raw("merges.txt", "#version: 0.2\na b\n"),
+    ),
+    row(
+        "a context of a tokenizer in words",
+        r"lm: .*tokenizer.*fails",
+        change_tokenizer_config(model_max_length="long"),
+    ),
+    row(
+        "an end of text beyond the embeddings",
+        r"lm: .*tokenizer.*4,096.*4,096 rows",
+        change_tokenizer_config(eos_token="<the end>"),
     ),
     row(
         "more tokens than embeddings",
