@@ -18,7 +18,6 @@ from editkit.cli.trainer_options import check_trainer, refused_by_lightning
 from editkit.covariance import SecondMomentSource, check_has_text, check_ready, check_source, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
-from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
 from editkit.models.editable import EditableModel, check_layers
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
@@ -92,7 +91,7 @@ def run(argv: list[str]) -> None:
     with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
         model, tokenizer = load_language_model(config.lm, config.dtype)
     editable = EditableModel(model)
-    layers = config.layers if config.layers is not None else getattr(model.config, RECOMMENDED_LAYERS, None)
+    layers = config.layers if config.layers is not None else editable.recommended_layers
     if not layers:
         raise InputError(
             f"layers: expected the blocks whose second moments are wanted, 0 to {editable.depth - 1} of this model, "

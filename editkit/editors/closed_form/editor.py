@@ -48,9 +48,7 @@ from editkit.functional.values import norm_penalty
 from editkit.models.editable import check_layers
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
-from editkit.utils.errors import InputError
-
-RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
+from editkit.utils.errors import InputError, shorten
 
 
 class ClosedFormEditor(Editor):
@@ -58,8 +56,8 @@ class ClosedFormEditor(Editor):
 
     Args:
         lm: language model to edit: "atlas" (shipped), a checkpoint folder, or a Hugging Face hub name.
-        layers: blocks whose MLP output projection is changed, counted from 0; values are found at the last of them.
-            Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
+        layers: blocks whose MLP output projection is changed, counted from 0, or one of them; values are found at the
+            last. Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
         dtype: dtype of the model's weights: float32, bfloat16 or float16. Value vectors are always found in float32
             and the solve runs in float64.
         optimizer: optimiser of the value vectors; it must act elementwise.
@@ -82,7 +80,7 @@ class ClosedFormEditor(Editor):
     def __init__(
         self,
         lm: str = DEFAULT,
-        layers: list[int] | None = None,
+        layers: list[int] | int | None = None,
         dtype: str = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.5),
         values: ValueSearch | None = None,
@@ -92,9 +90,12 @@ class ClosedFormEditor(Editor):
         dependent: Literal["keep", "drop", "fail"] = "keep",
     ) -> None:
         super().__init__(lm, dtype)
+        blocks = _blocks(layers)
+        if blocks is not None:
+            self.hparams["layers"] = blocks  # the same whichever way it was written, so that a run goes on
         self.optimizer = optimizer
-        self._layers_asked = layers
-        self.layers = sorted(set(layers)) if layers else None
+        self._layers_asked = blocks
+        self.layers = sorted(set(blocks)) if blocks else None
         self.values = values or ValueSearch()
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
@@ -132,7 +133,7 @@ class ClosedFormEditor(Editor):
     def configure_model(self) -> None:
         """Load the language model once and check the layers against it."""
         super().configure_model()
-        layers = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None) or []
+        layers = self.layers or self.editable.recommended_layers or []
         for layer in layers:
             self.editable.projection(layer)
         if len(layers) > 1 and self.at_projection:
@@ -144,7 +145,7 @@ class ClosedFormEditor(Editor):
     @property
     def edited_layers(self) -> list[int]:
         """The blocks to edit, ascending: those asked for, else those that the checkpoint's config recommends."""
-        layers: list[int] | None = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None)
+        layers: list[int] | None = self.layers or self.editable.recommended_layers
         if not layers:
             raise InputError(
                 f"layers: expected the blocks to edit, 0 to {self.editable.depth - 1} of this model, but got none; "
@@ -414,3 +415,13 @@ class ClosedFormEditor(Editor):
     def layer_solver(self) -> LayerSolver:
         """What goes through the edited layers one after the other."""
         return LayerSolver(self.editable, self.searcher, self.spread, self._preserved)
+
+
+def _blocks(layers: Any) -> list[int] | None:
+    """A list of blocks, of which there may be one alone."""
+    blocks = [layers] if type(layers) is int else layers
+    if blocks is None:
+        return None
+    if not isinstance(blocks, (list, tuple, range)) or not all(type(block) is int for block in blocks):
+        raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
+    return list(blocks)
