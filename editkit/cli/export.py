@@ -94,7 +94,8 @@ def run(argv: list[str]) -> None:
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters") or {}
-    lm, dtype = options.lm or recorded.get("lm") or DEFAULT, options.dtype or recorded.get("dtype") or "float32"
+    lm = (recorded.get("lm") or DEFAULT) if options.lm is None else options.lm
+    dtype = options.dtype or recorded.get("dtype") or "float32"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
         step = progress.add_task(f"reading {lm}", total=None)

@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-FIT = "fit --config quickstart --model.layers=[0] --data.num_facts=2 --model.lm=lm"
+FIT = "fit --config quickstart --model.layers=[0] --data.num_facts=2 --model.second_moment.text=atlas --model.lm=lm"
 VALIDATE = "validate --data.num_facts=2 --model.layers=[0] --model.lm=lm"
 COVARIANCE = "covariance --layers=[0] --second_moment.path=kept --second_moment.text=atlas --lm=lm"
 EXPORT = "export --edits $edits --output out --lm=lm"

@@ -53,7 +53,7 @@ def edit(make: Callable[[], PreTrainedModel] | None = None, **given: Any) -> Cal
             "model": model,
             "tokenizer": tokenizer,
             "facts": [FACT],
-            "editor": editkit.EMMET(layers=[0]),
+            "editor": editkit.EMMET(layers=[0], second_moment=editkit.SecondMomentSource(text="atlas")),
             "second_moment": folder / "moments",
             "evaluate": False,
             "progress": False,

@@ -22,7 +22,6 @@ EDITOR = {
     "layers=[9]": r"layers: expected blocks 0 to 3",
     "layers=[true]": r"model\.layers: expected an integer",
     "layers=[0.5]": r"model\.layers: expected an integer",
-    "layers=0": r"model\.layers: expected a",
     "ridge=-1": r"model\.ridge: expected a number >= 0",
     "ridge=nan": r"model\.ridge: expected a number >= 0",
     "ridge=inf": r"model\.ridge: expected a finite number",
