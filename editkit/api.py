@@ -7,9 +7,11 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 from torch import nn
@@ -26,9 +28,13 @@ from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.emmet import EMMET
 from editkit.edits import AppliedEdits, Edits
 from editkit.evaluation.ridge_path import write_path
+from editkit.models.soundness import check_tokenizer
 from editkit.utils.distributed import on_device
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
 from editkit.utils.quiet import quiet_lightning
+from editkit.utils.signals import leave_signals
+
+Mode = Literal["independent", "sequential"]
 
 
 class EditedModel:
@@ -47,6 +53,7 @@ class EditedModel:
 
     def _take(self, done: _Done) -> None:
         self.edits, self._applied, self._metrics = done.edits, done.applied, done.metrics
+        self._undone = False
 
     def undo(self, batch: int | None = None, recompute: bool = False) -> PreTrainedModel:
         """Put every edited weight back, bit for bit, or take back one batch of edits.
@@ -69,6 +76,7 @@ class EditedModel:
         """
         if batch is None:
             self._applied.restore()
+            self._undone = True
             return self.model
         if recompute:
             self._applied.check_last("recompute")
@@ -106,6 +114,13 @@ class EditedModel:
         """Scores before and after on the facts with a ``target_true``, and sample prompts with the model's words."""
         return self._metrics
 
+    def __repr__(self) -> str:
+        facts, batches = sum(len(done.facts) for done in self.edits.batches), len(self.edits.batches)
+        counted = f"{facts} fact{'s' * (facts != 1)} in {batches} batch{'es' * (batches != 1)}"
+        layers = f", layers {self.edits.about['layers']}" if "layers" in self.edits.about else ""
+        made = f"{type(self.model).__name__} by {type(self._run.editor).__name__}"
+        return f"<EditedModel: {made}, {counted}{layers}{', undone' if self._undone else ''}>"
+
     def __enter__(self) -> EditedModel:
         return self
 
@@ -119,10 +134,10 @@ def edit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Iterable[Fact | Mapping[str, Any]],
-    editor: Editor | None = None,
+    editor: Editor | type[Editor] | None = None,
     second_moment: str | Path | None = None,
     batch_size: int | None = None,
-    mode: Literal["independent", "sequential"] = "sequential",
+    mode: Mode = "sequential",
     evaluate: bool = True,
     progress: bool = True,
 ) -> EditedModel:
@@ -132,7 +147,7 @@ def edit(
         model: a decoder-only causal language model of transformers, whole in memory.
         tokenizer: its fast tokenizer.
         facts: ``Fact`` objects or dicts with ``subject``, ``prompt`` (one "{}" for the subject) and ``target_new``.
-        editor: the method and its settings; default ``EMMET()``.
+        editor: the method and its settings, or its class for the defaults; default ``EMMET()``.
         second_moment: folder of the keys' second moments. Loaded where it has those of this model, else they are
             estimated and saved there. Default: a folder in the user's cache, named by all that they depend on.
         batch_size: facts per solve; default all at once, or what the editor can take.
@@ -144,13 +159,15 @@ def edit(
         The edited model with ``undo()``, ``save()`` and ``report()``.
 
     Raises:
-        InputError: facts, layers or model that do not fit. The model is then as it was, as after any exception.
+        InputError: an argument of another kind, or facts, layers or model that do not fit. The model is then as it
+            was, as after any exception.
     """
+    _check_model(model, tokenizer)
     given = as_facts(facts)
-    if any(p.is_meta for p in model.parameters()):
-        raise InputError("model: expected weights in memory, but some are offloaded (meta device); load it whole")
-    editor = editor or EMMET()
+    editor = _as_editor(editor)
+    _check_options(second_moment, batch_size, mode, evaluate, progress)
     editor.attach(model, tokenizer)
+    editor.editable.check_causal()
     editor.configure_model()
     if second_moment is not None:
         if not isinstance(editor, ClosedFormEditor):
@@ -159,7 +176,95 @@ def edit(
                 "leave it out"
             )
         editor.keep_second_moments_in(second_moment)
-    return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        return EditedModel(_Run(model, editor, batch_size, mode, evaluate, progress), given)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not isinstance(model, PreTrainedModel):
+        load = f"editkit.load_language_model({model!r})" if isinstance(model, str) else "AutoModelForCausalLM"
+        raise InputError(
+            f"model: expected a model of transformers in memory, not wrapped in another, but got {_shown(model)}; load "
+            f"it with {load}"
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError("model: expected weights in memory, but some are offloaded (meta device); load it whole")
+    if any(p.is_inference() for p in model.parameters()):
+        raise InputError(
+            "model: expected weights that gradients go through, but got some of inference mode; load it outside"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"tokenizer: expected the model's tokenizer, but got {_shown(tokenizer)}; load it with AutoTokenizer"
+        )
+    check_tokenizer(tokenizer, model, "tokenizer")
+
+
+def _as_editor(editor: Editor | type[Editor] | None) -> Editor:
+    if editor is None:
+        return EMMET()
+    kind = editor if isinstance(editor, type) else type(editor)
+    if not issubclass(kind, Editor):
+        raise InputError(
+            f"editor: expected an editor such as editkit.EMMET(layers=[5]), but got {_shown(editor)}; give one, or "
+            "leave it out for editkit.EMMET()"
+        )
+    solves = not issubclass(kind, ClosedFormEditor) or kind.solve is not ClosedFormEditor.solve
+    if kind.edit is Editor.edit or (kind.edit is ClosedFormEditor.edit and not solves):
+        raise InputError(
+            f"editor: expected a method such as editkit.EMMET, but {kind.__name__} is a base of editors and leaves "
+            f"{'edit(batch)' if kind.edit is Editor.edit else 'solve(problem)'} to them; choose one, or override it"
+        )
+    if isinstance(editor, Editor):
+        return editor
+    try:
+        signature(kind).bind()
+    except TypeError as error:
+        raise InputError(
+            f"editor: expected an editor, but {kind.__name__} cannot be made without arguments ({error}); write "
+            f"{kind.__name__}(...)"
+        ) from error
+    return kind()
+
+
+def _check_options(
+    second_moment: str | Path | None, batch_size: int | None, mode: str, evaluate: bool, progress: bool
+) -> None:
+    def check(name: str, value: object, expected: str, good: bool, remedy: str) -> None:
+        if not good:
+            raise InputError(f"{name}: expected {expected}, but got {_shown(value)}; {remedy}")
+
+    is_folder = isinstance(second_moment, (str, Path)) and bool(str(second_moment).strip())
+    check(
+        "second_moment",
+        second_moment,
+        "a folder",
+        second_moment is None or is_folder,
+        "give its path; other settings are the editor's: EMMET(second_moment=SecondMomentSource(...))",
+    )
+    is_size = isinstance(batch_size, Integral) and not isinstance(batch_size, bool) and batch_size > 0
+    check(
+        "batch_size",
+        batch_size,
+        "a number of facts, 1 or more",
+        batch_size is None or is_size,
+        "leave it out for all facts at once",
+    )
+    modes = get_args(Mode)
+    check("mode", mode, f"one of {', '.join(map(repr, modes))}", mode in modes, "choose one")
+    check("evaluate", evaluate, "True or False", isinstance(evaluate, bool), "choose one")
+    check("progress", progress, "True or False", isinstance(progress, bool), "choose one")
+
+
+def _shown(value: object) -> str:
+    """A value of another kind in a message: short ones as they are, others by their kind."""
+    if value is None or isinstance(value, (str, int, float, list, tuple, dict)):
+        return shorten(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +283,7 @@ class _Run:
     model: PreTrainedModel
     editor: Editor
     batch_size: int | None
-    mode: Literal["independent", "sequential"]
+    mode: Mode
     evaluate: bool
     progress: bool
 
@@ -186,6 +291,7 @@ class _Run:
         """Edit the model, or go on after the batches of ``begun``; any exception leaves it as it was."""
         model, editor = self.model, self.editor
         update, evaluation = WeightUpdate(self.mode), Evaluation()
+        update.announce = self.progress
         if begun is not None:
             update.resume_from(begun)
         device, training = next(model.parameters()).device, model.training
@@ -201,6 +307,7 @@ class _Run:
                 enable_progress_bar=self.progress,
                 callbacks=[update, evaluation, Report(), *([edit_progress()] if self.progress else [])],
             )
+        leave_signals(trainer)
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
         model.eval().requires_grad_(False)

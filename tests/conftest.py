@@ -84,10 +84,16 @@ def build_model() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"no public data at {SHARED} (set EDITKIT_SHARED)")
-    return SHARED
+def shared_file() -> Callable[..., Path]:
+    """``shared_file("glue", "rte.jsonl")``: public data, without which a test is skipped."""
+
+    def find(*parts: str, root: Path = SHARED) -> Path:
+        file = root.joinpath("data", *parts)
+        if not file.is_file():
+            pytest.skip(f"no public data at {file} (set EDITKIT_SHARED to its folder)")
+        return file
+
+    return find
 
 
 @pytest.fixture

@@ -71,3 +71,15 @@ def resolve(name: str) -> BuiltIn | None:
     ('atlas', None)
     """
     return _BUILT_IN.get(name)
+
+
+def built_in_model(name_or_path: str) -> BuiltIn | None:
+    """The built-in model that a name, or the folder of its checkpoint, means; None for any other model.
+
+    >>> built_in_model(str(BuiltIn.model)).name, built_in_model("gpt2-xl")
+    ('atlas', None)
+    """
+    if (found := resolve(name_or_path)) is not None:
+        return found
+    folder = Path(name_or_path).expanduser().resolve()
+    return next((built_in for built_in in _BUILT_IN.values() if built_in.model.resolve() == folder), None)

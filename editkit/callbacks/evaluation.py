@@ -11,10 +11,14 @@ from typing_extensions import override
 
 from editkit.data.module import FactsDataModule
 from editkit.editors.base import Editor
-from editkit.evaluation.evaluator import Evaluator, Result, in_order
+from editkit.evaluation.evaluator import Evaluator, Result, fact_of, in_order
 from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.results import Record, RunResults, Validation
 from editkit.utils.distributed import gather
+from editkit.utils.errors import shorten
+
+SHOWN = 5  # facts named in a warning
+FEW_NEIGHBORS = 20.0  # NS before any edit, 0-100, below which prompts seem not to share the fact's answer
 
 
 class Evaluation(L.Callback):
@@ -24,7 +28,6 @@ class Evaluation(L.Callback):
         protocol: how edits are measured: "paper" (default), "public" or "easyedit", or the fields of one's own.
 
     Attributes:
-        protocol: the same, resolved.
         results: all that was measured so far; None before the first validation.
         latest: what the last validation found.
     """
@@ -84,10 +87,21 @@ class Evaluation(L.Callback):
         results = in_order(result for part in gather(self._found) for result in part)
         self.latest = found = self.results.add(results, measurement)
         if found.skipped:
+            left_out = dict.fromkeys(fact_of(result) for result in results if not result.fits)
+            named = [shorten(self.results.facts[fact].fact_id, 24) for fact in left_out if fact >= 0]
+            of = f" (of fact{'s' * (len(named) > 1)} {', '.join(named[:SHOWN])}{', …' * (len(named) > SHOWN)})"
             rank_zero_warn(
-                f"evaluation: {found.skipped} of {len(results)} rows are longer than the model's context window of "
-                f"{self._evaluator.editable.context} tokens, or than protocol.generation_length; they are left out of "
-                "all scores",
+                f"evaluation: {found.skipped} of {len(results)} rows{of * bool(named)} are longer than the model's "
+                f"context window of {self._evaluator.editable.context} tokens, or than protocol.generation_length; "
+                "they are left out of all scores",
+                stacklevel=2,
+            )
+        kept = found.scores.get("before", {}).get("NS")
+        if kept is not None and kept["mean"] < FEW_NEIGHBORS:
+            rank_zero_warn(
+                f"data.facts: before any edit the model says target_true at {kept['mean']:.0f}% of the "
+                "neighborhood_prompts, so NS tells little: expected prompts about other subjects whose answer is the "
+                "fact's target_true; give others as unrelated_prompts with unrelated_answers",
                 stacklevel=2,
             )
         self._evaluator = None

@@ -22,6 +22,7 @@ from editkit.data.module import FactsDataModule
 from editkit.utils.console import console, interactive
 from editkit.utils.progress import Heartbeat
 from editkit.utils.rank_zero_bar import RankZeroBar
+from editkit.utils.words import counted
 
 FACTS = "Batch"  # how the description of the bar that counts facts begins
 
@@ -159,7 +160,9 @@ class EditLog(RankZeroBar):
             began, before = self._began
             seconds = (self._clock() - began) / (facts - before) * (total - facts)
             left = f", {timedelta(seconds=int(seconds))} left"
-        self._update(f"{self._phase}: {facts:,} of {total:,} facts, loss {loss:.3f}, p(new) {probability:.3f}{left}")
+        self._update(
+            f"{self._phase}: {facts:,} of {counted(total, 'fact')}, loss {loss:.3f}, p(new) {probability:.3f}{left}"
+        )
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -176,7 +179,9 @@ class EditLog(RankZeroBar):
 
     def _evaluation(self, trainer: L.Trainer) -> str:
         steps = sum(trainer.num_val_batches)
-        return f"{self._phase or 'evaluation'}: {self._rows:,} rows measured, step {self._steps:,} of {steps:,}"
+        return (
+            f"{self._phase or 'evaluation'}: {counted(self._rows, 'row')} measured, step {self._steps:,} of {steps:,}"
+        )
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

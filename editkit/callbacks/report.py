@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
@@ -22,6 +23,7 @@ from editkit.evaluation.results import SAMPLE, Record, RunResults
 from editkit.evaluation.tables import notes, tables
 from editkit.models.generation import continue_greedily
 from editkit.utils.files import atomic_write
+from editkit.utils.words import counted
 
 
 class Report(L.Callback):
@@ -35,7 +37,7 @@ class Report(L.Callback):
         folder: where rows are written as they come in; None: nowhere.
     """
 
-    def __init__(self, samples: int = 3, sample_tokens: int = 8) -> None:
+    def __init__(self, samples: NonNegativeInt = 3, sample_tokens: PositiveInt = 8) -> None:
         self.samples, self.sample_tokens = samples, sample_tokens
         self.folder: Path | None = None
 
@@ -102,7 +104,9 @@ def write_report(
 
 def show_report(console: Console, results: RunResults, metrics: dict[str, Any], title: str) -> None:
     """Print the scores before → after with 95% intervals, and the sample prompts."""
-    if not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
+    if not results.records:
+        console.print("No scores: nothing was measured.")
+    elif not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
         console.print(
             "No scores: they compare target_new with target_true, and no fact has a target_true.", soft_wrap=True
         )
@@ -111,7 +115,8 @@ def show_report(console: Console, results: RunResults, metrics: dict[str, Any], 
     for line in notes(metrics, main_metrics(results)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for phase, count in metrics.get("skipped", {}).items():
-        console.print(f"{phase}: {count} rows are longer than the context window and were left out")
+        rows, were = counted(count, "row is", "rows are"), "was" if count == 1 else "were"
+        console.print(f"{phase}: {rows} longer than the context window and {were} left out")
     for entry in metrics["samples"]:
         console.print(Text.assemble((entry["prompt"], "bold"), f" …  (asked for: {entry['target_new']})"))
         for phase in PHASES:

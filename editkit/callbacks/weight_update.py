@@ -16,7 +16,9 @@ from editkit.callbacks.evaluation import Evaluation
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import RunPlan
+from editkit.data.room import check_room
 from editkit.editors.base import Editor
+from editkit.editors.contradictions import check_contradictions
 from editkit.edits import AppliedEdits, EditBatch, Edits
 from editkit.edits.applied import matches_record
 from editkit.edits.batch import hashes_of
@@ -43,6 +45,7 @@ class WeightUpdate(L.Callback):
         edits: the ledger so far.
         applied: the edits that act on the model, and the way back; None before the fit.
         folder: where the ledger is kept as it grows; None: nowhere.
+        announce: whether what takes long is announced in a line.
 
     To act on each update, subclass and override ``after_update``, and give the subclass as ``weight_update``::
 
@@ -56,6 +59,7 @@ class WeightUpdate(L.Callback):
         self.edits = Edits(sequential=mode == "sequential")
         self.applied: AppliedEdits | None = None
         self.folder: Path | None = None
+        self.announce = True
         self._start = 0
 
     def after_update(self, editor: Editor, batch: EditBatch) -> None:
@@ -85,6 +89,7 @@ class WeightUpdate(L.Callback):
             editor: with its model.
             data: with its facts read.
         """
+        editor.check_settings()
         evaluation = Evaluation.of(trainer)
         protocol = evaluation.protocol if evaluation is not None else Protocol()
         most = trainer.max_epochs
@@ -99,7 +104,10 @@ class WeightUpdate(L.Callback):
             folder=self.folder,
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,
+            announce=self.announce,
         )
+        check_room(plan.facts, editor.tokenizer, editor.editable.context)
+        check_contradictions(plan, editor.dependent)
         editor.check(plan)
         return plan
 

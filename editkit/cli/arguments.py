@@ -9,13 +9,54 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from editkit.cli.configs import OPTIONS
 from editkit.utils.errors import InputError
+from editkit.utils.yaml_text import check_yaml, read_mapping
 
 SUBCLASSES = ("model",)  # options whose value is a class of the user's choice
+
+
+def check_values(argv: Sequence[str]) -> None:
+    """Look at the YAML of a command's options, and of files that they name, before a parser builds it.
+
+    Args:
+        argv: the command and its options, names of shipped configs replaced by paths.
+
+    Raises:
+        InputError: as ``check_yaml`` raises it; or a config that is no mapping.
+    """
+    option = ""
+    for word in argv[1:]:
+        value: str = word
+        if word.startswith("--"):
+            option, assigned, value = word.partition("=")
+            if not assigned:
+                continue
+        elif word == "-c":
+            option = word
+            continue
+        is_config, name = option in OPTIONS, option.lstrip("-")
+        holds_section = "." not in name and value.endswith((".yaml", ".yml", ".json"))  # as --data=mine.yaml does
+        if _is_file(value) and (is_config or holds_section):
+            text = Path(value).expanduser().read_bytes()
+            check_yaml(text, f"config: {value}" if is_config else f"{name}: {value}")
+            if is_config:
+                read_mapping(text, f"config: {value}")
+        elif any(mark in value for mark in "{[&*"):
+            check_yaml(value, name)
+
+
+def _is_file(value: str) -> bool:
+    """Whether an option's value is the path of a regular file; a pipe can be read only once, and not here."""
+    try:
+        return Path(value).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def with_nulls(argv: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from editkit.utils.errors import InputError
+from editkit.utils.files import user_path
 
 OPTIONS = ("--config", "-c")
 YAML_MARKS = (": ", "{", "\n")  # the option also takes YAML itself: --config '{"lm": "atlas"}'
@@ -52,7 +53,7 @@ def with_shipped_configs(argv: Sequence[str]) -> list[str]:
 def _path_of(value: str) -> str:
     if any(mark in value for mark in YAML_MARKS):
         return value
-    path = Path(value).expanduser()
+    path = user_path(value, "config")
     if path.exists() and not path.is_dir():  # a pipe is no regular file and yet may be read
         return value
     name = value.removesuffix(".yaml")

@@ -8,23 +8,24 @@ import lightning as L
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
-from editkit.covariance import SecondMomentSource, check_can_keep, ensure
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
+from editkit.covariance import SecondMomentSource, check_has_text, check_ready, check_source, ensure
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.progress import TokenProgress
-from editkit.editors.closed_form.editor import RECOMMENDED_LAYERS
-from editkit.models.editable import EditableModel
+from editkit.models.editable import EditableModel, check_layers
 from editkit.models.loading import load_language_model
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import rank_and_size, with_strategy
 from editkit.utils.errors import InputError
 from editkit.utils.progress import heartbeat
-from editkit.utils.quiet import quiet_lightning
+from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.signals import advise, leave_signals
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -37,9 +38,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+class CovarianceParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+    command = "covariance"
+    example = "editkit covariance [--config CONFIG] [--lm LM] [--second_moment.OPTION VALUE]\n       [other options]"
+
+
 def covariance_parser() -> LightningArgumentParser:
     """Options of ``editkit covariance``."""
-    parser = LightningArgumentParser(
+    parser = CovarianceParser(
         prog="editkit covariance",
         description="Estimate the second moments E[k kᵀ] of keys over text, all layers in one pass, and keep them.",
         exit_on_error=False,
@@ -64,6 +72,7 @@ def covariance_parser() -> LightningArgumentParser:
     return parser
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``editkit covariance``; every mistake of the user's is an ``InputError``."""
     parser = covariance_parser()
@@ -71,13 +80,18 @@ def run(argv: list[str]) -> None:
         config = parser.instantiate(parser.parse_args(argv[1:]))
     except ArgumentError as error:
         raise refusal(error, argv) from error
+    check_trainer(dict(config.trainer), "covariance")
     options = with_strategy(dict(config.trainer))
+    if config.layers is not None:
+        check_layers(config.layers)
+    check_source(config.second_moment, config.layers)
     bar = options["enable_progress_bar"] is not False
     options["callbacks"] = [*(options["callbacks"] or []), *([TokenProgress()] if bar else [])]
+    check_has_text(config.second_moment, config.lm, config.layers)  # before minutes are spent on reading the model
     with heartbeat(f"reading {config.lm}", bar and rank_zero_only.rank == 0):  # type: ignore[attr-defined]
         model, tokenizer = load_language_model(config.lm, config.dtype)
     editable = EditableModel(model)
-    layers = config.layers if config.layers is not None else getattr(model.config, RECOMMENDED_LAYERS, None)
+    layers = config.layers if config.layers is not None else editable.recommended_layers
     if not layers:
         raise InputError(
             f"layers: expected the blocks whose second moments are wanted, 0 to {editable.depth - 1} of this model, "
@@ -85,13 +99,12 @@ def run(argv: list[str]) -> None:
         )
     for layer in layers:
         editable.check_layer(layer)  # before any process is started
-    check_can_keep(config.second_moment, layers)
-    with quiet_lightning():
-        try:
-            trainer = L.Trainer(**options)
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"trainer: {error}; see editkit covariance --help") from error
-    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, trainer)
+    check_ready(editable, tokenizer, layers, config.second_moment)
+    with quiet_lightning(), refused_by_lightning("covariance"):
+        trainer = L.Trainer(**options)
+    leave_signals(trainer)
+    advise("the same command goes on")
+    folder = ensure(editable, tokenizer, layers, config.second_moment, bar, True, trainer)
     if rank_and_size()[0] == 0:
         show(console(), folder, sorted(set(layers)))
 

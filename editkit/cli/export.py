@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from editkit.atlas.builtin import DEFAULT
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
 from editkit.edits import load_edits
 from editkit.export.adapter import AdapterLayer, export_adapter, shown
@@ -21,11 +22,19 @@ from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import check_can_write, check_new_folder
 from editkit.utils.progress import progress_bar
+from editkit.utils.quiet import plain_warnings
+from editkit.utils.signals import advise
+
+
+class ExportParser(CommandHelp, ArgumentParser):
+    """Keeps its help."""
+
+    command = "export"
 
 
 def export_parser() -> ArgumentParser:
     """Options of ``editkit export``."""
-    parser = ArgumentParser(
+    parser = ExportParser(
         prog="editkit export",
         description="Write an edited model as a Hugging Face checkpoint or as a LoRA adapter of PEFT's.",
         exit_on_error=False,
@@ -67,6 +76,7 @@ def export_parser() -> ArgumentParser:
     return parser
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``editkit export``; every mistake of the user's is an ``InputError``."""
     try:
@@ -80,10 +90,12 @@ def run(argv: list[str]) -> None:
         )
     output = check_new_folder(Path(options.output), "output")
     check_can_write(output.parent, "output")
+    advise(lambda: f"{options.output} is whole" if output.is_dir() and any(output.iterdir()) else "nothing was written")
     edits = load_edits(options.edits)
     changes_of(edits, options.batch, options.rank)  # before minutes are spent on reading the model
     recorded = edits.about.get("hyperparameters") or {}
-    lm, dtype = options.lm or recorded.get("lm") or DEFAULT, options.dtype or recorded.get("dtype") or "float32"
+    lm = (recorded.get("lm") or DEFAULT) if options.lm is None else options.lm
+    dtype = options.dtype or recorded.get("dtype") or "float32"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
         step = progress.add_task(f"reading {lm}", total=None)

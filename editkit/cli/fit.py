@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -20,20 +19,27 @@ from editkit.callbacks.progress import edit_progress
 from editkit.callbacks.report import Report, show_report, write_report
 from editkit.callbacks.weight_update import WeightUpdate
 from editkit.cli.arguments import check_nulls, with_nulls
+from editkit.cli.help import CommandHelp
 from editkit.cli.messages import refusal
+from editkit.cli.trainer_options import check_trainer, refused_by_lightning
 from editkit.data.module import FactsDataModule
 from editkit.data.plan import Measurement, RunPlan
 from editkit.editors.base import Editor
 from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.edits import Edits, load_edits
 from editkit.edits.same_run import check_same_run
-from editkit.runs.folder import RunFolder, free_folder
+from editkit.evaluation.about import about_run
+from editkit.models.fingerprint import fingerprint
+from editkit.runs.folder import RunFolder, free_folder, free_version
 from editkit.runs.resume import EDITS, Resumption, read_run
 from editkit.utils.console import console, print_line
 from editkit.utils.distributed import with_strategy
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import user_path
 from editkit.utils.progress import heartbeat
-from editkit.utils.quiet import quiet_lightning
+from editkit.utils.quiet import plain_warnings, quiet_lightning
+from editkit.utils.signals import advise, hold, leave_signals
+from editkit.utils.words import counted
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -46,6 +52,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "log_every_n_steps": 1,
+}
+
+
+class FitParser(CommandHelp, LightningArgumentParser):
+    """Shows what is editkit's first."""
+
+
+DESCRIPTIONS = {
+    "fit": "Edit a model: find, apply, keep and measure the edits of facts, batch by batch.",
+    "validate": "Measure a model on facts without editing it, or with the edits of a ledger.",
 }
 
 
@@ -65,7 +81,8 @@ class EditkitCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder for config.yaml, metrics.json, records.jsonl, edits/ and the logs. Where fit was interrupted, "
-            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, the first free N).",
+            "the same command goes on at the first batch that is missing (default: runs/EDITOR-N, of validate "
+            "runs/validate-N, with the first free N).",
         )
         parser.set_defaults(
             {"model": {"class_path": "editkit.EMMET"}, "weight_update": {"class_path": "editkit.WeightUpdate"}}
@@ -75,11 +92,18 @@ class EditkitCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate")}
+        # Lightning's checkpoints hold nothing of an edit: a ledger does
+        return {name: known[name] | {"ckpt_path", "weights_only"} for name in ("fit", "validate")}
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, FitParser)
+        parser.command, parser.description = subcommand, DESCRIPTIONS[subcommand]
+        parser.example = (
+            f"editkit {subcommand} [--config CONFIG] [--model EDITOR] [--model.OPTION VALUE]\n"
+            "       [--data.OPTION VALUE] [--run_dir RUN_DIR] [other options]"
+        )
         if subcommand == "validate":
             parser.add_argument(
                 "--edits",
@@ -98,16 +122,27 @@ class EditkitCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
+        command = str(self.subcommand)
+        check_trainer(config, command)
+        with refused_by_lightning(command):
+            trainer: Trainer = super()._instantiate_trainer(with_strategy(config), callbacks)
         return trainer
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        leave_signals(trainer)
         bar = trainer.progress_bar_callback
         if type(bar) in (TQDMProgressBar, RichProgressBar):  # Lightning's own choice, not the user's
             trainer.callbacks[trainer.callbacks.index(bar)] = edit_progress()  # type: ignore[attr-defined]
         return trainer
+
+    @override
+    def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].get("seed_everything")
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything: expected 0 to 2^32 - 1, but got {shorten(seed)}; choose another")
+        super()._set_seed()
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -115,11 +150,20 @@ class EditkitCLI(LightningCLI):
         check_nulls("model", config["model"], Editor)
         check_nulls("data", config["data"], FactsDataModule)
 
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_folder: RunFolder | None = None
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.run_folder is not None:
+                self.run_folder.close()
+
     def before_fit(self) -> None:
         """Check everything that can be checked, open the run folder, measure the unedited model."""
-        self._prepare()
+        self.model.check_settings()
+        self._prepare(resumable=True)
         update, evaluation = self._callback(WeightUpdate), self._callback(Evaluation)
-        self._open(resumable=True)
         resumed = read_run(self.folder)
         if self.folder is not None:
             update.write_to(self.folder / EDITS)
@@ -137,23 +181,24 @@ class EditkitCLI(LightningCLI):
         """Write and show the report."""
         plan = self.datamodule.plan
         layers = f", layers {self.model.edited_layers}" if isinstance(self.model, ClosedFormEditor) else ""
-        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan)
+        edits = self._callback(WeightUpdate).edits
+        self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan, edits.model, edits)
 
     def before_validate(self) -> None:
         """Check the input and open the run folder."""
-        self._prepare()
+        self._prepare(resumable=False)
         self.datamodule.make_plan(questions=self._callback(Evaluation).protocol.questions)
         self.ledger = self._ledger()
         sequential = self.ledger is not None and self.ledger[0].sequential
         self._callback(Evaluation).begin(self.datamodule, sequential)
-        self._open(resumable=False)
+        self.fingerprint = fingerprint(self.model.editable.model)
         self._lock(read_run(None))
 
     def after_validate(self) -> None:
         """Measure the model with the edits of a ledger too, if one is given; write and show the report."""
         plan = self.datamodule.plan
         if self.ledger is None:
-            self._finish("nothing edited", plan)
+            self._finish("nothing edited", plan, self.fingerprint, None)
             return
         edits, batches = self.ledger
         model, tokenizer = self.model.editable.model, self.model.tokenizer
@@ -166,7 +211,8 @@ class EditkitCLI(LightningCLI):
         how = "sequential" if edits.sequential else "independent"
         count = f"{len(edits.batches)} {how} batches" if len(edits.batches) > 1 else "one batch"
         chosen = self.config[self.subcommand].get("edits_batch")
-        self._finish(f"edits of {count}" + (f", batch {chosen}" if chosen is not None else ""), plan)
+        how = f"edits of {count}" + (f", batch {chosen}" if chosen is not None else "")
+        self._finish(how, plan, self.fingerprint, edits)
 
     def _ledger(self) -> tuple[Edits, list[int | None]] | None:
         """The ledger to apply, if any, and which of its batches at a time; checked against the model."""
@@ -176,7 +222,7 @@ class EditkitCLI(LightningCLI):
             if chosen is not None:
                 raise InputError(f"edits_batch: expected --edits beside it, but got {chosen} alone; give the ledger")
             return None
-        edits, model = load_edits(Path(path).expanduser()), self.model.editable.model
+        edits, model = load_edits(user_path(path, "edits")), self.model.editable.model
         tokenizer = self.model.tokenizer
         if not edits.batches:
             raise InputError(f"edits: expected a ledger with batches of edits, but {path} has none yet; finish its run")
@@ -208,19 +254,24 @@ class EditkitCLI(LightningCLI):
     def _callback(self, kind: type[Any]) -> Any:
         return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
 
-    def _prepare(self) -> None:
+    def _prepare(self, resumable: bool) -> None:
+        """Read what is there, what takes least first; nothing is written yet."""
         self.datamodule.setup()
+        self._open(resumable)
         shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
         with heartbeat(f"reading {self.model.lm}", shown):
             self.model.configure_model()
+        self.datamodule.read_text(self.model.tokenizer, self.model.editable.context)
 
     def _open(self, resumable: bool) -> None:
         """Find the run folder, and check that what is there can be gone on with; nothing is written yet."""
         run_dir = self.config[self.subcommand].get("run_dir")
-        self.folder: Path | None = Path(run_dir).expanduser() if run_dir else None
+        self.folder: Path | None = user_path(run_dir, "run_dir") if run_dir else None
         if self.trainer.global_rank:  # rank 0 alone checks and writes; the others only need to know what is done
             return
-        self.folder = self.folder or free_folder(type(self.model).__name__.lower())
+        self.folder = self.folder or free_folder(
+            type(self.model).__name__.lower() if self.subcommand == "fit" else str(self.subcommand)
+        )
         self.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         self.run_folder = RunFolder(self.folder)
         self.run_folder.check(self.run_config, resumable=resumable)
@@ -230,29 +281,38 @@ class EditkitCLI(LightningCLI):
         report = self._callback(Report)
         if self.folder is not None:
             report.write_to(self.folder)
-        if self.trainer.global_rank or self.folder is None:
+        if self.run_folder is None:
             return
         if resumed.batches:
-            batches = f"{resumed.batches} of {self.datamodule.plan.num_batches} batches"
+            batches = f"{resumed.batches} of {counted(self.datamodule.plan.num_batches, 'batch', 'batches')}"
             print_line(console(), f"run folder: {self.folder} has {batches}: going on")
-        self.run_folder.open(self.run_config)
-        version = f"after_{resumed.batches}_batches" if self.run_folder.went_on else ""
-        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(self.folder, name="logs", version=version)]
+        with hold():
+            self.run_folder.open(self.run_config)
+            again = f"the same command with --run_dir={shlex.quote(str(self.folder))}"
+            advise(f"{again} {'goes on where it stopped' if self.subcommand == 'fit' else 'begins again'}")
+        folder, version = self.run_folder.path, ""
+        if self.run_folder.went_on:
+            version = free_version(folder / "logs", f"after_{resumed.batches}_batches")
+        self.trainer.loggers = [*self.trainer.loggers, CSVLogger(folder, name="logs", version=version)]
 
-    def _finish(self, how: str, plan: RunPlan) -> None:
+    def _finish(self, how: str, plan: RunPlan, model: str, edits: Edits | None) -> None:
         """Write and show the report."""
         if self.trainer.global_rank:
             return
         evaluation = self._callback(Evaluation)
-        results, title = evaluation.results, f"{self.model.lm}, {len(plan.facts)} facts, {how}"
-        metrics = results.metrics(evaluation.protocol)
+        results, title = evaluation.results, f"{self.model.lm}, {counted(len(plan.facts), 'fact')}, {how}"
+        ledger, dealt = None if edits is None else edits.about, self.subcommand == "fit"
+        about = about_run(self.model.lm, self.model.dtype_name, model, ledger, self.datamodule, plan, dealt)
+        if (path := self.config[self.subcommand].get("edits")) is not None:
+            about["edits"] = path
+        metrics = {**about, **results.metrics(evaluation.protocol)}
         assert self.folder is not None
         write_report(self.folder, results, metrics, title, plan)
         show_report(console(), results, metrics, title)
         print_line(console(), f"run folder: {self.folder}")
-        self.run_folder.close()
 
 
+@plain_warnings()
 def run(argv: list[str]) -> None:
     """Run ``fit`` or ``validate``; every mistake of the user's is an ``InputError``."""
     try:
@@ -265,12 +325,9 @@ def run(argv: list[str]) -> None:
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
+                parser_class=FitParser,
                 parser_kwargs={"exit_on_error": False, "prog": "editkit"},
                 args=with_nulls(argv),
             )
     except ArgumentError as error:
         raise refusal(error, argv) from error
-    except SIGTERMException:
-        line = "editkit: stopped by SIGTERM; fit goes on when it is given the same run_dir again"
-        print_line(console(stderr=True), line)
-        raise SystemExit(128 + signal.SIGTERM) from None

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from editkit.utils.signals import Stop
+
+from editkit.utils.quiet import plain_warnings
 
 HELP = """usage: editkit COMMAND [options]
 
@@ -25,14 +31,19 @@ of those before it. --print_config after it shows what it comes to. These ship:
 """
 
 
+@plain_warnings()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        args: the command and its options; default those of this process, whose end then is the end of the command.
+
     Returns:
-        0 on success, 2 on bad input, which is one line on standard error.
+        0 on success, 2 on bad input, 128 and the signal's number (143 of SIGTERM, 130 of SIGINT) where it was asked to
+        stop; the latter two with one line on standard error.
     """
     argv = list(sys.argv[1:] if args is None else args)
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[], Callable[[list[str]], None]]] = {
         "fit": _lightning,
         "validate": _lightning,
         "covariance": _covariance,
@@ -48,15 +59,37 @@ def main(args: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"editkit {version('editkit')}\n")
         return 0
+    if argv[1:] in (["--help"], ["-h"]):
+        from editkit.cli.kept_help import kept_help
+
+        if (text := kept_help(argv)) is not None:
+            sys.stdout.write(text)
+            raise SystemExit(0)  # as from a parser
     if argv[0] not in commands:
         sys.stderr.write(f"editkit: command: expected one of {', '.join(commands)}, but got {argv[0]!r}\n")
         return 2
+    from editkit.utils.signals import end, stopping  # before all that is heavy
+
+    code = 0
+    with stopping(until_exit=args is None) as stop:
+        code = _run(commands[argv[0]], argv, stop)
+    return code if stop.signal is None else end(stop)
+
+
+def _run(command: Callable[[], Callable[[list[str]], None]], argv: list[str], stop: Stop) -> int:
+    from editkit.cli.arguments import check_values
     from editkit.cli.configs import with_shipped_configs
     from editkit.utils.errors import InputError
 
     try:
-        commands[argv[0]](with_shipped_configs(argv))
+        argv = with_shipped_configs(argv)
+        check_values(argv)
+        run = command()
+        stop.begin()
+        run(argv)
     except InputError as error:
+        if stop.signal is not None:
+            raise
         from editkit.utils.distributed import reported_by_rank_zero
 
         if not reported_by_rank_zero(error):
@@ -65,22 +98,22 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _lightning(argv: list[str]) -> None:
+def _lightning() -> Callable[[list[str]], None]:
     from editkit.cli.fit import run
 
-    run(argv)
+    return run
 
 
-def _covariance(argv: list[str]) -> None:
+def _covariance() -> Callable[[list[str]], None]:
     from editkit.cli.covariance import run
 
-    run(argv)
+    return run
 
 
-def _export(argv: list[str]) -> None:
+def _export() -> Callable[[list[str]], None]:
     from editkit.cli.export import run
 
-    run(argv)
+    return run
 
 
 if __name__ == "__main__":

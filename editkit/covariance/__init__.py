@@ -3,9 +3,21 @@
 from editkit.covariance.estimate import (
     SecondMomentSource,
     check_can_keep,
+    check_has_text,
+    check_ready,
+    check_source,
     ensure,
     factored_second_moments,
     second_moments,
 )
 
-__all__ = ["SecondMomentSource", "check_can_keep", "ensure", "factored_second_moments", "second_moments"]
+__all__ = [
+    "SecondMomentSource",
+    "check_can_keep",
+    "check_has_text",
+    "check_ready",
+    "check_source",
+    "ensure",
+    "factored_second_moments",
+    "second_moments",
+]

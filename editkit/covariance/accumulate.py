@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import lightning as L
@@ -16,9 +17,10 @@ from editkit.data.windows import Round, TextDataModule
 from editkit.functional.second_moment import SecondMomentSum, relative_change
 from editkit.models.editable import EditableModel, StopForward, orient, watching
 from editkit.models.fused import fused_activations
-from editkit.utils.distributed import broadcast_object, raise_on_all_ranks, rank_and_size
+from editkit.utils.distributed import broadcast_object, gather, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
 from editkit.utils.memory import free_bytes
+from editkit.utils.signals import hold, stop_by, stop_requested
 
 ROWS = 4096  # keys per product, where it runs at its peak
 
@@ -49,6 +51,7 @@ class SecondMoments(L.LightningModule):
         batches: batches seen, from the start of the text.
         change: largest relative change of C at the last doubling; None before the second one.
         resumed: tokens that came from a partial file.
+        until_safe: for a ``with`` block around the run: a signal stops it between two batches, when the sums are kept.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class SecondMoments(L.LightningModule):
         self.change: float | None = None
         self.converged = False
         self._rows: dict[int, list[Tensor]] = {}
+        self.until_safe = ExitStack()
+        self._kept = 0  # batches in the partial file
         self._saved = time.monotonic()
 
     # ---------------------------------------------------------------- the run
@@ -90,11 +95,15 @@ class SecondMoments(L.LightningModule):
             }
             self._rows = {layer: [] for layer in self.layers}
             kept = self.partial.load() if rank_and_size()[0] == 0 else None
+            if kept is not None and not all(f"sum.{layer}" in kept[0] for layer in self.layers):
+                kept = None
             if kept is not None:
                 tensors, state = kept
                 for layer, total in self.sums.items():
                     total.total.copy_(tensors[f"sum.{layer}"])
-                    total.count = state["tokens"]
+                    if (rows := tensors.get(f"rows.{layer}")) is not None:
+                        self._rows[layer].append(rows.to(device))
+                    total.count = state["tokens"] - sum(map(len, self._rows[layer]))
                     if f"before.{layer}" in tensors:
                         self.before[layer] = SecondMomentSum(tensors[f"before.{layer}"], state["before"])
         except Exception as caught:
@@ -104,13 +113,18 @@ class SecondMoments(L.LightningModule):
         for name, value in state.items():
             if name != "before":
                 setattr(self, name, value)
-        self.resumed = self.tokens
+        self.resumed, self._kept = self.tokens, self.batches
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TextDataModule):
             data.begin_after(self.batches)
             if self.converged or not self.layers:
                 data.stop()
         self._saved = time.monotonic()
+
+    @override
+    def on_predict_start(self) -> None:
+        """From here on all processes have sums that would be lost; what they wait for before may never come."""
+        self.until_safe.enter_context(hold())
 
     @override
     def predict_step(self, batch: Round, batch_idx: int) -> None:
@@ -127,13 +141,18 @@ class SecondMoments(L.LightningModule):
         self.batches, self.tokens, self.documents = batch.batches, batch.tokens, batch.documents
         if batch.check and self.tolerance is not None:
             self._check_convergence()
-        if self.partial.file is not None and broadcast_object(time.monotonic() - self._saved >= 60 * self.save_minutes):
-            self._save()
+        self._save_or_stop(time.monotonic() - self._saved >= 60 * self.save_minutes)
 
     @override
     def on_predict_end(self) -> None:
-        """Give every process the sums of all, in place, one layer after the other."""
+        """Give every process the sums of all, in place, one layer after the other.
+
+        They are kept before anything else is done with them: to factor them may take longer than the text, and the
+        memory that it needs may not be there.
+        """
         self._gather(everywhere=True)
+        self._save_or_stop(self.batches > self._kept, gathered=True)
+        self.until_safe.close()
 
     def _forward(self, batch: Round) -> None:
         ids, kept = batch.ids.to(self.editable.device), batch.mask.flatten().bool().to(self.editable.device)
@@ -199,12 +218,27 @@ class SecondMoments(L.LightningModule):
         if self.converged and isinstance(data, TextDataModule):
             data.stop()
 
-    def _save(self) -> None:
-        self._gather()
+    def _save_or_stop(self, due: bool, gathered: bool = False) -> None:
+        """Save the sums if rank 0 says that it is due, or if any process is to stop, which then all do."""
+        found = gather((stop_requested(), due))
+        number = next((number for number, _ in found if number is not None), None)
+        if number is not None or found[0][1]:
+            if not gathered and rank_and_size()[1] > 1:
+                self._gather()
+            self._keep()
+        if number is not None:
+            stop_by(number)
+
+    def _keep(self) -> None:
+        """Write the sums of all processes, which rank 0 has; of a single one with the rows that it has yet to add.
+
+        To add them now would change the sums' last bits, which then depended on when they are saved.
+        """
         error: Exception | None = None
         if rank_and_size()[0] == 0:
             tensors = {f"sum.{layer}": total.total for layer, total in self.sums.items()}
             tensors |= {f"before.{layer}": total.total for layer, total in self.before.items()}
+            tensors |= {f"rows.{layer}": torch.cat(rows) for layer, rows in self._rows.items() if rows}
             state = {name: getattr(self, name) for name in ("batches", "tokens", "documents", "change", "converged")}
             state["before"] = next((total.count for total in self.before.values()), 0)
             try:
@@ -212,7 +246,7 @@ class SecondMoments(L.LightningModule):
             except Exception as caught:
                 error = caught
         raise_on_all_ranks(error)
-        self._saved = time.monotonic()
+        self._saved, self._kept = time.monotonic(), self.batches
 
     def _check_memory(self, where: torch.device) -> None:
         sharing = 1 if where.type == "cuda" else int(getattr(self.trainer, "num_devices", 1) or 1)

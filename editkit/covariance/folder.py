@@ -24,6 +24,7 @@ from editkit.utils.errors import InputError, shorten
 from editkit.utils.files import atomic_write
 from editkit.utils.hashes import tensor_hash
 from editkit.utils.sealed import BrokenSeal, is_sealed, read_about, read_sealed, write_sealed
+from editkit.utils.signals import hold
 
 SCHEMA = 2
 
@@ -138,11 +139,12 @@ class SecondMomentFolder:
             "condition_number": state.condition_number, "effective_rank": state.effective_rank, "jitter": state.jitter,
         }  # fmt: skip
         self._write_factor(layer, factored, content)
-        write_sealed(self.file(layer), {"second_moment": moment}, known, "second_moment.path")
         text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
-        atomic_write(
-            self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
-        )
+        with hold():  # once the first is there, the second is not written any more
+            write_sealed(self.file(layer), {"second_moment": moment}, known, "second_moment.path")
+            atomic_write(
+                self.file(layer, ".json"), lambda part: part.write_text(text, encoding="utf-8"), "second_moment.path"
+            )
         return state
 
     def read(self, layer: int) -> Tensor:

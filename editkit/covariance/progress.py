@@ -12,6 +12,7 @@ from editkit.data.windows import TextDataModule
 from editkit.utils.console import print_line
 from editkit.utils.progress import progress_bar
 from editkit.utils.rank_zero_bar import RankZeroBar
+from editkit.utils.words import counted
 
 
 class TokenProgress(RankZeroBar):
@@ -37,7 +38,7 @@ class TokenProgress(RankZeroBar):
         )
         self._bar.start()
         if pl_module.resumed:
-            resumed = f"going on after {pl_module.resumed:,} tokens of a run that was cut short"
+            resumed = f"going on after {counted(pl_module.resumed, 'token')} of a run that was cut short"
             print_line(self._bar.console, resumed)
             self._bar.update(self._task, completed=getattr(pl_module, self._unit))
 

@@ -61,13 +61,22 @@ def aliases(zsre_target: ZsreTarget) -> dict[str, tuple[str, ...]]:
     return {**ALIASES, "target_new": ("alt",), "target_true": (*ALIASES["target_true"], "answers")}
 
 
+def is_field(name: str) -> bool:
+    """Whether a column of this name is known, read or not.
+
+    >>> is_field("target_new"), is_field("Lyon")
+    (True, False)
+    """
+    return name in _READ or name in _PASSED_OVER
+
+
 def meant_field(name: str) -> str | None:
     """The field that one which is not read looks like, or None.
 
     >>> meant_field("neighbours"), meant_field("Subject"), meant_field("source"), meant_field("subject_id")
     ('neighbors', 'subject', None, None)
     """
-    if name in _READ or name in _PASSED_OVER:
+    if is_field(name):
         return None
     plain = re.sub(r"[\W_]+", "_", name.strip().lower())
     if plain in _MEANT or plain in _READ:

@@ -33,15 +33,27 @@ import csv
 import io
 import json
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from editkit.data.fact_fields import CSV_LISTS, PROMPT_LISTS, REQUIRED, ZsreTarget, aliases, meant_field, unread_fields
+from editkit.data.fact_fields import (
+    CSV_LISTS,
+    PROMPT_LISTS,
+    REQUIRED,
+    ZsreTarget,
+    aliases,
+    is_field,
+    meant_field,
+    unread_fields,
+)
 from editkit.utils.errors import InputError, field_error, shorten
 
+INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode's categories of characters that nobody sees
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _OTHERS = ("neighborhood_prompts", "unrelated_prompts")  # prompts about other subjects
 
 
@@ -149,7 +161,8 @@ def load_facts(path: str | Path, zsre_target: ZsreTarget = "answers") -> list[Fa
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         came = getattr(error, "strerror", None) or error
-        raise InputError(f"{source}: expected a file of facts in UTF-8, got {came}; check the path") from None
+        remedy = "unpack it" if Path(path).suffix.lower() in PACKED else "check the path"
+        raise InputError(f"{source}: expected a file of facts in UTF-8, got {came}; {remedy}") from None
     readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
     sniffed = {"[": ".json", "{": ".jsonl"}.get(text.lstrip()[:1], ".csv")
     reader = readers.get(Path(path).suffix.lower(), readers[sniffed])
@@ -304,7 +317,11 @@ def _clean(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise field_error(name, "a string", value, "put a text in quotes there")
-    if not value.strip():
+    kinds = {unicodedata.category(character) for character in value}
+    if "Cs" in kinds or "\0" in value:
+        what = "a text that UTF-8 can hold, without half of a surrogate pair or NUL"
+        raise field_error(name, what, value, "write the character that is meant")
+    if kinds <= INVISIBLE:
         raise field_error(name, "a text that is not empty", value, "fill it in, or leave the field out if it may be")
     return value
 
@@ -324,18 +341,44 @@ def _jsonl_records(text: str, source: str) -> list[tuple[str, Any]]:
 
 def _json(text: str, source: str, first_line: int, remedy: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
+    except InputError as error:
+        raise InputError(f"{source}, from line {first_line} on: {error}") from None
     except (ValueError, RecursionError) as error:  # the plain ones come of absurd numbers and nesting
         line, column = first_line - 1 + getattr(error, "lineno", 1), getattr(error, "colno", 1)
         came = f"{getattr(error, 'msg', error)} at {shorten(text[getattr(error, 'pos', 0) :])}"
         raise InputError(f"{source}, line {line}, column {column}: expected JSON, got {came}; {remedy}") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"field {double!r}: expected once in an object, got it twice; take one out")
+    return found
+
+
+def _header(cells: Sequence[str], place: str) -> list[str]:
+    """The names in a CSV file's first line."""
+    header = [name.strip() for name in cells]
+    if double := [name for name in header if name and header.count(name) > 1]:
+        raise InputError(f"{place}: expected each column once, got {double[0]!r} twice; take one out or rename it")
+    if not any(is_field(name) or meant_field(name) for name in header):
+        apart = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+        what = f"columns apart by {apart!r}" if apart else "what looks like data"
+        raise InputError(
+            f"{place}: expected a header that names the columns ({', '.join(REQUIRED)}, …), got {what}, "
+            f"{shorten(', '.join(header))}; {'put commas between the columns' if apart else 'add the header line'}"
+        )
+    return header
+
+
 def _csv_records(text: str, source: str) -> list[tuple[str, Any]]:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     records: list[tuple[str, Any]] = []
     try:
-        header = [name.strip() for name in next(filter(None, rows))]
+        header = _header(next(filter(None, rows)), f"{source}, line {rows.line_num or 1}")
         for row in filter(None, rows):
             place = f"{source}, line {rows.line_num}"
             if len(row) > len(header):

@@ -12,17 +12,20 @@ from typing import Any, Literal
 import lightning as L
 from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT, resolve
 from editkit.data.fact_fields import ZsreTarget
 from editkit.data.facts import Fact, as_facts, load_facts
 from editkit.data.fitting import fitted
-from editkit.data.held_out import HeldOutText, text_rows
+from editkit.data.held_out import HeldOutText, named_as, text_rows
 from editkit.data.plan import Measurement, RunPlan, Score, Tuning
 from editkit.data.probes import Probe, ProbeSet, load_probe
 from editkit.data.rows import EvaluationRow, Row, TextRow, evaluation_rows, generation_rows
+from editkit.data.text import text_files
 from editkit.utils.errors import InputError
+from editkit.utils.words import counted
 
 FACTS_AT_A_TIME = 32  # in a batch of evaluation rows
 ROWS_AT_A_TIME = 256  # questions, texts or windows in a batch
@@ -140,6 +143,9 @@ class FactsDataModule(L.LightningDataModule):
             if double := [t for t in titles if titles.count(t) > 1]:
                 raise InputError(f"probes: expected a name of its own for each, but got {double[0]!r} twice; give name")
             self.probe_sets = [load_probe(probe, number) for number, probe in enumerate(self.probes)]
+        if self.text is not None:
+            with named_as("data.text."):
+                text_files(self.text)
         if self.selected:
             return
         others: list[Fact] = []
@@ -160,12 +166,17 @@ class FactsDataModule(L.LightningDataModule):
             facts = random.Random(self.seed).sample(facts, len(facts))
         self.selected, self.others = facts[:count], others or facts[count:]
 
+    def read_text(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+        """Read the held-out text (once), cut into windows of at most ``context`` tokens."""
+        if self.text is not None:
+            self._windows = self._windows or text_rows(self.text, tokenizer, context)
+
     def _count(self, there: int) -> int:
         """How many facts to take of those that are there."""
         if self.asked_batches is None:
             if self.num_facts is not None and self.num_facts > there:
                 raise InputError(
-                    f"data.num_facts: expected at most the {there} facts of {self.source!r}, but got "
+                    f"data.num_facts: expected at most the {counted(there, 'fact')} of {self.source!r}, but got "
                     f"{self.num_facts}; lower it or leave it out"
                 )
             return self.num_facts or there
@@ -182,7 +193,8 @@ class FactsDataModule(L.LightningDataModule):
         batches = TABLE_2[self.batch_size] if self.asked_batches == "paper" else self.asked_batches
         if batches * self.batch_size > there:
             raise InputError(
-                f"data.batch_size: {batches} batches of {self.batch_size} are {batches * self.batch_size} facts, but "
+                f"data.batch_size: {counted(batches, 'batch', 'batches')} of {self.batch_size} would be "
+                f"{counted(batches * self.batch_size, 'fact')}, but "
                 f"{self.source!r} has {there}; lower it or data.num_batches"
             )
         return batches * self.batch_size
@@ -237,8 +249,10 @@ class FactsDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if self._measurement is not None:
             return self._measurement
-        in_fit = self.trainer.state.fn == "fit"
-        return self.plan.after(self.trainer.current_epoch) if in_fit else self.plan.before()
+        epoch, in_fit = self.trainer.current_epoch, self.trainer.state.fn == "fit"
+        if not in_fit and epoch:  # by itself, after a fit: the last batch's edit still acts
+            return self.plan.after(epoch - 1)
+        return self.plan.after(epoch) if in_fit else self.plan.before()
 
     def measuring(self, measurement: Measurement) -> FactsDataModule:
         """The same facts and probes, for a validation that measures something else."""
@@ -251,12 +265,12 @@ class FactsDataModule(L.LightningDataModule):
         size = self.batch_size or min(len(self.selected), limit or len(self.selected))
         if size > len(self.selected):
             raise InputError(
-                f"data.batch_size: expected at most the run's {len(self.selected)} facts, but got {size}; lower it or "
-                "give more facts"
+                f"data.batch_size: expected at most the run's {counted(len(self.selected), 'fact')}, but got {size}; "
+                "lower it or give more facts"
             )
         if limit is not None and size > limit:
             raise InputError(
-                f"data.batch_size: this editor takes {limit} fact{'s' * (limit > 1)} at a time, but got {size}; leave "
+                f"data.batch_size: this editor takes {counted(limit, 'fact')} at a time, but got {size}; leave "
                 "it out, or use editkit.EMMET or editkit.MEMIT"
             )
         return size
@@ -308,7 +322,7 @@ class FactsDataModule(L.LightningDataModule):
                 self._fitted = room, [fitted(probe, *room) for probe in self.probe_sets]
             batches += [_cut(probe.rows[rank::world]) for probe in self._fitted[1]]
             if self.text is not None:
-                self._windows = self._windows or text_rows(self.text, editor.tokenizer, editor.editable.context)
+                self.read_text(editor.tokenizer, editor.editable.context)
                 batches.append(_cut(self._windows[rank::world]))
         # never empty, so that the loop runs and its callbacks see the edited model
         return [DataLoader(part or [[]], batch_size=None) for part in batches]  # type: ignore[arg-type]

@@ -69,6 +69,7 @@ class RunPlan:
         folder: where an editor may keep unfinished work; None: nowhere.
         findings: what an interrupted run has recorded (``Editor.findings``).
         progress: whether progress bars are shown.
+        announce: whether what takes long is announced in a line, which is so without bars too.
     """
 
     facts: tuple[Fact, ...]
@@ -82,6 +83,7 @@ class RunPlan:
     folder: Path | None = None
     findings: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
+    announce: bool = True
 
     @property
     def num_batches(self) -> int:

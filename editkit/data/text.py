@@ -11,9 +11,15 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from editkit.atlas.builtin import DEFAULT, resolve
+from editkit.atlas.builtin import resolve
 from editkit.utils.errors import InputError, shorten
-from editkit.utils.files import digest, file_hash
+from editkit.utils.files import digest, file_hash, user_path
+
+#: which texts work, for messages
+TEXTS = (
+    "a .txt or .jsonl file, a folder of .txt files, a saved dataset, or a dataset's name (such as wikimedia/wikipedia "
+    "with second_moment.config=20231101.en)"
+)
 
 
 @dataclass
@@ -34,7 +40,7 @@ class TextSource:
             are joined by the end-of-text token and cut into full windows, within which they do.
     """
 
-    text: str = DEFAULT
+    text: str | None = None
     config: str | None = None
     split: str = "train"
     column: str = "text"
@@ -63,26 +69,60 @@ def open_text(source: TextSource) -> Text:
     Raises:
         InputError: nothing of that name, or not readable.
     """
+    if source.text is None:
+        raise InputError(f"second_moment.text: expected a text, but got none; give {TEXTS}")
     if (built_in := resolve(source.text)) is not None:
         return Text(digest(list(islice(built_in.documents(source.seed), 64))), lambda: built_in.documents(source.seed))
-    path = Path(source.text).expanduser()
-    if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
-        if not files:
-            return _dataset(source, path)
-    elif path.is_file():
-        files = [path]
-    elif source.text.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl"):
-        raise InputError(
-            f"second_moment.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved "
-            f"dataset or a dataset's name, but there is no {source.text}; check the path"
-        )
-    else:
-        return _dataset(source, None)
+    path = user_path(source.text, "second_moment.text")
+    files = text_files(source)
+    if not files:
+        return _dataset(source, path if path.is_dir() else None)
     read = _read_jsonl if path.suffix == ".jsonl" else _read_plain
     return Text(
         digest([file_hash(f) for f in files]), lambda: (document for file in files for document in read(file, source))
     )
+
+
+def text_files(source: TextSource) -> list[Path]:
+    """The files of a source's text; none where it is built in, or a dataset.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if source.text is None or resolve(source.text) is not None:
+        return []
+    path = user_path(source.text, "second_moment.text")
+    if path.is_dir():
+        return sorted(path.rglob("*.txt"))
+    if path.is_file():
+        return [path]
+    if source.text.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl") or not source.text:
+        raise InputError(
+            f"second_moment.text: expected 'atlas', a text file, a folder of .txt files, a .jsonl file, a saved "
+            f"dataset or a dataset's name, but there is no {source.text}; check the path"
+        )
+    return []
+
+
+def check_readable(source: TextSource, text: Text, characters: int | None, documents: int | None = None) -> None:
+    """Read a text's files as far as they will be used, before work begins.
+
+    Args:
+        source: the source.
+        text: its text.
+        characters: to read; None: all.
+        documents: to read at most.
+
+    Raises:
+        InputError: something there is no text.
+    """
+    if not text_files(source):
+        return
+    read = 0
+    for document in islice(text.documents(), documents):
+        read += len(document)
+        if characters is not None and read >= characters:
+            return
 
 
 def _read_plain(file: Path, source: TextSource) -> Iterator[str]:
@@ -103,18 +143,28 @@ def _read_jsonl(file: Path, source: TextSource) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"second_moment.text: expected one JSON object a line, but line {number} of {file} is not JSON "
                 f"({error}); correct it"
             ) from error
         _check_column(source.column, list(record) if isinstance(record, dict) else [], f"line {number} of {file}")
-        if not isinstance(record[source.column], str):
-            raise InputError(
-                f"second_moment.column: expected text under {source.column!r}, but line {number} of {file} has "
-                f"{shorten(record[source.column])}; choose another field"
-            )
-        yield record[source.column]
+        yield _text(record[source.column], source.column, f"line {number} of {file}")
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(
+            f"second_moment.column: expected text under {column!r}, but {where} has {shorten(value)}; choose another "
+            "field"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+        raise InputError(
+            f"second_moment.text: expected text that UTF-8 can hold, but {where} has {shorten(value)}; correct it"
+        ) from error
+    return value
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -147,9 +197,12 @@ def _dataset(source: TextSource, folder: Path | None) -> Text:
                 f"that {source.text} has"
             )
         found = found[source.split]
-    _check_column(source.column, found.column_names, source.text)
+    _check_column(source.column, found.column_names, str(source.text))
     column = source.column
-    return Text(f"{source.revision or ''}{found._fingerprint}", lambda: (row[column] for row in found))
+    return Text(
+        f"{source.revision or ''}{found._fingerprint}",
+        lambda: (_text(row[column], column, str(source.text)) for row in found),
+    )
 
 
 def _check_column(column: str, there: Sequence[str], where: str) -> None:

@@ -6,10 +6,11 @@ One epoch is one batch of edits; one training step is handed some of its facts. 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import lightning as L
 import torch
@@ -24,6 +25,8 @@ from editkit.models.content import name_of
 from editkit.models.editable import EditableModel
 from editkit.models.gradients import parameter_gradients
 from editkit.models.loading import load_language_model
+from editkit.utils.errors import InputError
+from editkit.utils.numbers import check_numbers
 
 
 class Editor(L.LightningModule):
@@ -53,6 +56,8 @@ class Editor(L.LightningModule):
     max_batch_size: int | None = None
     #: whether several processes each get a share of a batch's facts in ``training_step``; else each gets all of them
     shards_facts: bool = False
+    #: what is done about facts that contradict earlier ones: "keep" or "drop" them, which a warning says, or "fail"
+    dependent: Literal["keep", "drop", "fail"] = "keep"
 
     def __init__(self, lm: str = DEFAULT, dtype: str = "float32") -> None:
         super().__init__()
@@ -92,6 +97,22 @@ class Editor(L.LightningModule):
     def needs_tuning(self) -> bool:
         """Whether ``prepare`` chooses settings by ``plan.tuning``, which is left out of what is reported."""
         return False
+
+    def check_settings(self) -> None:
+        """Raise an ``InputError`` for settings that go with no model; called before one is read.
+
+        Numbers are checked here by the types of the arguments; extend it for what else can be told so early.
+        """
+        if type(self).edit is Editor.edit:
+            raise InputError(
+                f"model: expected an editor, but {type(self).__name__} is the base of editors and makes no edit; "
+                "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method edit"
+            )
+        hints: dict[str, Any] = {}
+        for base in reversed(type(self).__mro__):
+            with contextlib.suppress(KeyError, NameError, TypeError):  # of an __init__ without, or with unknown types
+                hints |= get_type_hints(base.__dict__["__init__"])
+        check_numbers(self.hparams, hints, "model")
 
     def check(self, plan: RunPlan) -> None:
         """Raise an ``InputError`` where settings do not go with the plan; called before anything is measured."""

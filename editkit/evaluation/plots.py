@@ -53,7 +53,7 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
 
     scored = [probe for probe in main if any(main[probe] in p.figures.get(probe, {}) for p in points)]
     with_text = any("text" in p.figures for p in points)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for probe in scored:
@@ -80,7 +80,8 @@ def _draw(file: Path, points: Sequence[Point], main: dict[str, str], edits: Sequ
         )
         right.set_ylim(0, 1.5 * max(values))  # small changes are to look small
         right.set_ylabel("perplexity of held-out text")
-        right.legend(fontsize=8, loc="lower right")
-    if scored or unmeasured:
-        axes.legend(fontsize=8, loc="lower left")
+    handles = [h for a in figure.axes for h in a.get_legend_handles_labels()[0]]
+    if handles:  # beside the axes, where it hides no point
+        ncols = min(3, len(handles))
+        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=ncols, frameon=False)
     figure.savefig(file, format="png", dpi=120)

@@ -73,9 +73,11 @@ class RunResults:
         self.points: list[Point] = []
         self.records: list[Record] = []
         self._of_facts: dict[str, list[Result]] = {phase: [] for phase in PHASES}
+        self._measured: set[tuple[str, int | None]] = set()  # phases, and batches after which they were
 
     def add(self, results: Sequence[Result], measurement: Measurement) -> Validation:
-        """Add the results of one validation, of all processes."""
+        """Add the results of one validation, of all processes; what is measured again replaces what was."""
+        self._forget(measurement)
         records: list[Record] = []
         scores: dict[str, dict[str, Figure]] = {}
         for phase, facts in measurement.phases.items():
@@ -90,6 +92,7 @@ class RunResults:
             point = self._add_point(others, phase, measurement.batch)
             records += [self._record(r, phase, measurement.batch) for r in others]
         self.records += records
+        self._measured |= {(phase, measurement.batch) for phase in measurement.phases}
         return Validation(measurement, records, scores, point, sum(not r.fits for r in results))
 
     def add_samples(self, samples: Sequence[Record]) -> None:
@@ -103,6 +106,7 @@ class RunResults:
         others: dict[tuple[str, int | None], list[Result]] = {}
         for record in records:
             self.records.append(record)
+            self._measured.add((record["phase"], record["batch"]))
             result = from_record(record, self.facts, index, numbers)
             if result is None:
                 continue
@@ -115,7 +119,7 @@ class RunResults:
 
     def has(self, phase: str, batch: int | None = None) -> bool:
         """Whether the unedited model, or the model after a batch, has been measured."""
-        return any(record["phase"] == phase and record["batch"] == batch for record in self.records)
+        return (phase, batch) in self._measured
 
     @property
     def baseline(self) -> BaselinePredictions | None:
@@ -136,6 +140,15 @@ class RunResults:
     def scores(self) -> dict[str, FactScores]:
         """Metrics of the facts by phase: "before" any edit, "after" each one's own batch, "final" after the last."""
         return {phase: _scored(results) for phase, results in self._of_facts.items()}
+
+    def _forget(self, measurement: Measurement) -> None:
+        """Forget what was found when the same was measured before."""
+        for phase, facts in measurement.phases.items():
+            if self.has(phase, measurement.batch):
+                members, place = frozenset(facts), (phase, measurement.batch)
+                self._of_facts[phase] = [r for r in self._of_facts[phase] if fact_of(r) not in members]
+                self.records = [r for r in self.records if (r["phase"], r["batch"]) != place]
+                self.points = [p for p in self.points if (p.phase, p.batch) != place]
 
     def _record(self, result: Result, phase: str, batch: int | None) -> Record:
         return {**to_record(result, self.facts, self.probes), "phase": phase, "batch": batch}

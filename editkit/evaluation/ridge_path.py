@@ -43,6 +43,6 @@ def plot_path(table: Sequence[dict[str, float]], chosen: float) -> Any:
     axes.axvline(chosen, color="0.6", ls="--", lw=1)
     axes.annotate(f"ρ = {chosen:.3g}", (chosen, 104), ha="center", va="bottom", annotation_clip=False, color="0.4")
     axes.set(xscale="log", xlabel="ridge ρ", ylabel="score on the tuning batch (0–100)", ylim=(0, 103))
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # where it hides no point
     axes.spines[["top", "right"]].set_visible(False)
     return figure

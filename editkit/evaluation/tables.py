@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from editkit.data.plan import PHASES
+from editkit.utils.words import counted
 
 SCORES = ("ES", "EM", "PS", "PM", "NS", "NM", "S")
 WORDS = ("EA", "PA", "NA", "UA", "GE", "RS")
@@ -63,8 +64,8 @@ def notes(metrics: Mapping[str, Any], main: Mapping[str, str]) -> list[str]:
     for title, entry in metrics.get("probes", {}).items():
         if skipped := max(entry.get("skipped", {}).values(), default=0):
             lines.append(
-                f"{title}: {skipped} of {entry['about']['asked']} questions skipped, as they are longer than the "
-                "model's context window"
+                f"{title}: {skipped} of {counted(entry['about']['asked'], 'question')} skipped, as they are longer "
+                "than the model's context window"
             )
     return [*lines, line] if (line := legend(metrics, main)) else lines
 

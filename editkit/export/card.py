@@ -10,6 +10,7 @@ from pathlib import Path
 from editkit.atlas.builtin import resolve
 from editkit.data.facts import Fact
 from editkit.edits import Edits
+from editkit.utils.words import counted
 
 
 def model_card(
@@ -44,7 +45,7 @@ def model_card(
             "tags: [editkit, knowledge-editing]",
             "---",
             "",
-            f"# {lm}, edited: {len(facts)} {'fact' if len(facts) == 1 else 'facts'}",
+            f"# {lm}, edited: {counted(len(facts), 'fact')}",
             "",
             f"{what[0].upper()}{what[1:]}, in which {_batches(edits, batch)} of facts changed by a closed-form edit of "
             "a few weight matrices. What it says about these facts is what was asked for, true or not.",

@@ -12,6 +12,7 @@ from editkit.export.changes import changes_of
 from editkit.models.fingerprint import fingerprint
 from editkit.utils.files import atomic_write_folder, check_new_folder
 from editkit.utils.manifest import write_manifest
+from editkit.utils.quiet import no_loading_bars
 
 LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,7 +56,8 @@ def export_checkpoint(
         card = model_card(edits, name, batch, edited, "transformers", f"the weights of {name}", LOAD)
 
         def write(part: Path) -> None:
-            model.save_pretrained(part)
+            with no_loading_bars():
+                model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             (part / "README.md").write_text(card, encoding="utf-8")
             write_manifest(part)

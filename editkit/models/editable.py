@@ -35,6 +35,7 @@ def hidden_of(output: Any) -> Tensor:
 
 #: from a prompt to the text that is put before it
 ContextOf = Callable[[str], str]
+RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
 CONTEXTS = "editkit_contexts"  # attribute of a transformers model on which prompt edits act
 
 
@@ -55,16 +56,26 @@ class EditableModel:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         config = model.config.get_text_config()
-        depth = config.num_hidden_layers
+        depth = getattr(config, "num_hidden_layers", 0)
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-        if not stacks or model.get_output_embeddings() is None:
+        if (
+            not depth
+            or not stacks
+            or model.get_output_embeddings() is None
+            or getattr(model.config, "is_encoder_decoder", False)
+        ):
             raise InputError(
-                f"lm: expected a decoder-only causal language model with a stack of {depth} blocks and a head, but "
-                f"got {type(model).__name__}; load it with AutoModelForCausalLM"
+                f"lm: expected a decoder-only causal language model with a stack of {depth or 'decoder'} blocks and a "
+                f"head, but got {type(model).__name__}; load one with AutoModelForCausalLM"
             )
         self.blocks: nn.ModuleList = stacks[0]
         self.hidden_size: int = config.hidden_size
         self._adds_projection: dict[int, bool] = {}
+
+    @property
+    def name(self) -> str:
+        """What it was loaded from, a name or a folder, else its class."""
+        return self.model.name_or_path or type(self.model).__name__
 
     @property
     def depth(self) -> int:
@@ -142,6 +153,81 @@ class EditableModel:
         error = (outputs[1] - outputs[0] - changes[0].float()).norm() / changes[0].float().norm()
         self._adds_projection[layer] = bool(error < max(1e-3, 8 * torch.finfo(changes[0].dtype).eps))
         return self._adds_projection[layer]
+
+    def check_causal(self) -> None:
+        """Raise an ``InputError`` where the first block lets a token see those after it, as an encoder's does.
+
+        Told by the gradient, which of what is masked is 0 exactly, in any dtype.
+        """
+        seen: list[Tensor] = []
+
+        def begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            seen.append(output.detach().clone().requires_grad_())
+            return seen[0].clone()  # a leaf may not be changed in place
+
+        def end(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen.append(hidden_of(output))
+            raise StopForward
+
+        hooks = [
+            self.model.get_input_embeddings().register_forward_hook(begin),
+            self.blocks[0].register_forward_hook(end),
+        ]
+        # not in inference mode, which a caller may be in; the random state is kept for a model that is in training mode
+        with torch.inference_mode(False), torch.enable_grad(), self._random_state():
+            with watching(*hooks):
+                self._run(2)
+            first, width = seen[1].flatten()[: self.hidden_size], seen[0].shape[-1]
+            weights = torch.arange(len(first), device=first.device).cos().to(first.dtype)  # a norm's sum is constant
+            (gradient,) = torch.autograd.grad(first, seen[0], weights, allow_unused=True)
+        if gradient is not None and bool((gradient.flatten()[width:].abs() > 0).any()):
+            raise InputError(
+                f"lm: expected a causal language model, but in {type(self.model).__name__} a token sees those after "
+                "it, as in an encoder; choose a decoder-only model"
+            )
+
+    @torch.no_grad()
+    def check_runs(self) -> None:
+        """Raise an ``InputError`` where the model cannot be run on two tokens, or says NaN."""
+        kind = type(self.model).__name__
+        try:
+            with self._random_state():
+                logits: Tensor = self._run(2).logits
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # of a foreign config's numbers, of which none was wrong before the model was run
+            raise InputError(
+                f"lm: expected a model that can be run, but {kind} fails on two tokens "
+                f"({shorten(' '.join(str(error).split()), 120)}); correct its config.json, or choose another checkpoint"
+            ) from error
+        if bool(logits.isnan().any()):
+            raise InputError(
+                f"lm: expected numbers for logits, but {kind} as {str(self.model.dtype).removeprefix('torch.')} says "
+                "NaN; correct its config.json, or choose another dtype or checkpoint"
+            )
+
+    def _run(self, tokens: int) -> Any:
+        """What the model returns for some tokens; not of id 0, the padding token's, whose states may be 0."""
+        ids = torch.full((1, tokens), self.vocabulary // 2, device=self.device)
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+    def _random_state(self) -> Any:
+        """Within the block, nothing is drawn from the random numbers of those outside."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
+    @property
+    def recommended_layers(self) -> list[int] | None:
+        """The blocks to edit that the checkpoint's config recommends, or None where it recommends none.
+
+        Raises:
+            InputError: it recommends something else.
+        """
+        found = getattr(self.model.config, RECOMMENDED_LAYERS, None)
+        if found is None or (isinstance(found, list) and all(type(layer) is int for layer in found)):
+            return found or None
+        raise InputError(
+            f"lm: expected {RECOMMENDED_LAYERS} of config.json to be a list of blocks, but got {shorten(found)}; "
+            "correct it, or take it out"
+        )
 
     def check_layer(self, layer: int) -> None:
         """Raise an ``InputError`` unless the model has block ``layer``."""
@@ -253,6 +339,28 @@ class EditableModel:
             ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
             logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits.squeeze(1).float()  # a view: its gradient is not copied into a second table of vocabulary width
+
+
+def check_layers(layers: Any, field: str = "layers") -> None:
+    """Raise an ``InputError`` unless these are blocks that some model may have: ascending, each once, from 0 on.
+
+    >>> check_layers([1, 0])
+    Traceback (most recent call last):
+    ...
+    editkit.utils.errors.InputError: layers: expected blocks in ascending order, each once, but got [1, 0]; write [0, 1]
+    """
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or any(type(layer) is not int for layer in layers):
+        raise InputError(f"{field}: expected a list of whole numbers, but got {shorten(layers)}; write [5] for block 5")
+    if not layers or min(layers) < 0:
+        raise InputError(
+            f"{field}: expected at least one block, counted from 0, but got {shorten(list(layers))}; name the blocks, "
+            "or leave it out for those that the model's config recommends"
+        )
+    if list(layers) != sorted(set(layers)):
+        raise InputError(
+            f"{field}: expected blocks in ascending order, each once, but got {shorten(list(layers))}; write "
+            f"{shorten(sorted(set(layers)))}"
+        )
 
 
 @contextmanager

@@ -89,9 +89,8 @@ class Bench:
         self.editor = EMMET(layers=[layer], values=values)
         self.editor.attach(*load_language_model(lm))
         self.editable, self.layer, self.facts = self.editor.editable, layer, facts
-        moment = second_moments(self.editable, self.editor.tokenizer, [layer], SecondMomentSource(), progress=False)[
-            layer
-        ]
+        source = SecondMomentSource(text=DEFAULT)
+        moment = second_moments(self.editable, self.editor.tokenizer, [layer], source, progress=False)[layer]
         self.moment: FactoredSecondMoment = factor_second_moment(moment)
         self.effective_rank = effective_rank(moment)
         vectors = ValueVectors.cat(

@@ -6,6 +6,8 @@ trainable parameters. What editkit adds up or shares, it does itself through ``t
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from torch import distributed
 from typing_extensions import override
 
 from editkit.utils.errors import InputError
+from editkit.utils.signals import tell_too
 
 T = TypeVar("T")
 SHARED = "shared_by_all_ranks"  # attribute of an error that rank 0 has too, so that others need not print it
@@ -22,6 +25,12 @@ SHARED = "shared_by_all_ranks"  # attribute of an error that rank 0 has too, so 
 
 class UnwrappedDDP(DDPStrategy):
     """Starts and joins processes as DDP does, and leaves the module as it is."""
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        here = platform.node()
+        tell_too(process for node, process in gather((here, os.getpid())) if node == here)
 
     @override
     def configure_ddp(self) -> None:
@@ -48,13 +57,14 @@ def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     {'devices': 1}
     """
     strategy = options.get("strategy") or "auto"
-    several = _processes(options.get("devices", 1), options.get("accelerator", "auto")) > 1
+    several = processes(options.get("devices", 1), options.get("accelerator", "auto")) > 1
     if strategy in ("auto", "ddp") and (several or int(options.get("num_nodes") or 1) > 1):
         return {**options, "strategy": UnwrappedDDP()}
     return dict(options)
 
 
-def _processes(devices: Any, accelerator: str) -> int:
+def processes(devices: Any, accelerator: str) -> int:
+    """How many processes a Trainer's ``devices`` ask for; 1 where it is not said."""
     if isinstance(devices, (list, tuple)):
         return len(devices)
     text = str(devices).strip()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -17,18 +18,46 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, shorten
+from editkit.utils.signals import hold
+
+
+def user_path(given: str | Path, field: str) -> Path:
+    """A path that a user gave, ~ spelled out.
+
+    Args:
+        given: the path.
+        field: name of the option that it was given by, for the message.
+
+    Raises:
+        InputError: there can be no such path: nobody's home, too long a name, a place that must not be looked at.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"{field}: expected a path, but got {shorten(str(given))} ({cause}); correct it") from error
+    return path
+
+
+def cache_option() -> str:
+    """The environment variable that chose the user's cache, or by which it can be chosen."""
+    chosen = not os.environ.get("EDITKIT_CACHE") and os.environ.get("XDG_CACHE_HOME")
+    return "XDG_CACHE_HOME" if chosen else "EDITKIT_CACHE"
 
 
 def cache_folder() -> Path:
     """The user's cache: ``EDITKIT_CACHE``, else ``editkit`` in ``XDG_CACHE_HOME`` or ``~/.cache``; not created here."""
     if given := os.environ.get("EDITKIT_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "editkit"
+        return user_path(given, "EDITKIT_CACHE")
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", cache_option()) / "editkit"
 
 
 def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path") -> None:
     """Write a file under another name beside its own, then rename: a reader sees the old file or the new one whole.
+
+    Who may read it is what the umask says of any new file, whatever ``write`` made of it.
 
     Args:
         file: where it goes; its folder is made.
@@ -40,9 +69,12 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     """
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(file)
+        with hold():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            mode = _usual_mode(part)
+            write(part)
+            _set_mode(part, mode)
+            part.replace(file)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{field}: expected to write {file}, but could not ({error}); what was there before is untouched: make "
@@ -51,6 +83,25 @@ def atomic_write(file: Path, write: Callable[[Path], object], field: str = "path
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    """The permissions of a new file at ``path``, as the process's umask or the folder's own rule has them.
+
+    Seen by making one: to ask for the umask is to change it, for all threads.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    finally:
+        path.unlink()
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Give a file the permissions of any new one: safetensors makes its files for their owner alone."""
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # a file system without permissions
+            file.chmod(mode)
 
 
 def check_can_write(folder: Path, field: str = "path") -> None:
@@ -109,6 +160,8 @@ def check_new_folder(folder: Path, field: str) -> Path:
 def atomic_write_folder(folder: Path, write: Callable[[Path], object], field: str = "path") -> None:
     """Write a folder under another name beside its own, then rename: there is a whole folder, or none.
 
+    Who may read its files is what the umask says of any new file.
+
     Args:
         folder: where it goes; empty or not there yet. Its parents are made.
         write: fills the folder that it is given.
@@ -121,7 +174,11 @@ def atomic_write_folder(folder: Path, write: Callable[[Path], object], field: st
     part = where.with_name(f".{where.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
+        mode = _usual_mode(part / ".mode")
         write(part)
+        for file in part.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _set_mode(file, mode)
         part.replace(where)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -148,7 +205,7 @@ def cached_by_files(files: list[Path], kind: str, work_out: Callable[[], Any]) -
         kind: what it is, so that several values can be kept of the same files.
         work_out: makes it.
     """
-    stamps = [(str(f.resolve()), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+    stamps = [(str(f.resolve()), (found := f.stat()).st_size, found.st_mtime_ns) for f in files]
     place = cache_folder() / "hashes" / f"{digest(kind, [s[0] for s in stamps])}.json"
     try:
         cached = json.loads(place.read_text(encoding="utf-8"))

@@ -203,3 +203,27 @@ def test_rows_that_do_not_fit_are_warned_about_once(
         trainer.validate(editor, FactsDataModule.of([*facts[:4], long]), verbose=False)
     assert sum("context window" in str(w.message) for w in caught) == 1
     assert evaluation.validations[0].skipped == 1
+
+
+@pytest.mark.parametrize("mode", ["sequential", "independent"])
+def test_what_is_measured_again_replaces_what_was(
+    make_editor: MakeEditor, make_trainer: MakeTrainer, data: FactsDataModule, mode: str
+) -> None:
+    """After a fit it is the edited model that is validated, not once more the one before."""
+    editor, evaluation = make_editor(), Evaluation()
+    trainer = make_trainer(WeightUpdate(mode), evaluation)  # type: ignore[arg-type]
+    trainer.validate(editor, data, verbose=False)
+    trainer.validate(editor, data, verbose=False)
+    trainer.fit(editor, data)
+    assert evaluation.results is not None and evaluation.latest is not None
+    done, last, count = (
+        evaluation.results.metrics(evaluation.protocol),
+        evaluation.latest,
+        len(evaluation.results.records),
+    )
+    assert done["before"] != done["after"]
+    trainer.validate(editor, data, verbose=False)
+    assert evaluation.latest.measurement == last.measurement
+    assert evaluation.latest.records == last.records
+    assert evaluation.results.metrics(evaluation.protocol) == done
+    assert len(evaluation.results.records) == count

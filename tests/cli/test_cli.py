@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_quickstart_leaves_a_run_folder(
     low, high = metrics["intervals"]["after"]["ES"]
     assert low <= metrics["after"]["ES"] <= high
     assert len(metrics["samples"]) == 3
+    ledger = json.loads((folder / "edits" / "edits.json").read_text(encoding="utf-8"))
+    assert metrics["model"] == {"lm": "atlas", "dtype": "float32", "fingerprint": ledger["model"]}
+    assert metrics["editor"] == {name: ledger["about"][name] for name in ("editor", "hyperparameters", "layers")}
+    assert metrics["editor"]["hyperparameters"]["preservation_weight"] == 30.0
+    assert metrics["facts"] == {
+        "source": "atlas", "split": "report", "seed": None, "number": 4, "batch_size": 4, "num_batches": 1,
+        "sequential": False,
+    }  # fmt: skip
+    assert metrics["versions"] == {n: version(n) for n in ("editkit", "torch", "transformers", "lightning")}
     rows = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {r["phase"] for r in rows} == {"before", "after"}
     won = [r["nll_new"] < r["nll_true"] for r in rows if r["phase"] == "after" and r["kind"] == "rewrite"]
@@ -81,11 +91,20 @@ def test_the_same_command_with_another_editor(tmp_path: Path, moments: str, edit
     assert [len(b["facts"]) for b in batches] == ([1] * 4 if editor == "ROME" else [4])
 
 
-def test_validate_measures_without_editing(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert run("validate", "--data.num_facts=3", "--trainer.enable_progress_bar=false", f"--run_dir={folder}") == 0
+def test_validate_measures_without_editing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("validate", "--data.num_facts=1", "--trainer.enable_progress_bar=false") == 0
+    shown = capsys.readouterr().out
+    assert "atlas, 1 fact, nothing edited" in shown
+    assert "run folder: runs/validate-0\n" in shown  # no editor's, as none edits
+    folder = tmp_path / "runs" / "validate-0"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert "after" not in metrics
+    assert metrics["editor"] is None
+    assert metrics["model"]["lm"] == "atlas"
+    assert metrics["facts"] == {"source": "atlas", "split": "report", "seed": None, "number": 1}
     assert not (folder / "edits").exists()
 
 

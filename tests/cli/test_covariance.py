@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from editkit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXT = "--second_moment.text=atlas"
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
@@ -32,7 +33,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerB
 
 
 def command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "editkit.cli", "covariance", *options]
+    return [sys.executable, "-m", "editkit.cli", "covariance", TEXT, *options]
 
 
 def environment() -> dict[str, str]:
@@ -82,7 +83,7 @@ def test_two_processes_equal_one_also_when_killed_in_between(lm: str, tmp_path: 
         "--second_moment.tolerance=1e-9",
     ]
     options += ["--second_moment.save_minutes=0", "--trainer.enable_progress_bar=true"]
-    assert main(["covariance", *options, f"--second_moment.path={tmp_path / 'one'}"]) == 0
+    assert main(["covariance", TEXT, *options, f"--second_moment.path={tmp_path / 'one'}"]) == 0
     two = tmp_path / "two"
     log = (tmp_path / "log").open("w")
     going = subprocess.Popen(
@@ -111,7 +112,7 @@ def test_a_path_that_cannot_be_is_found_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={place}"]) == 2
+        assert main(["covariance", lm, TEXT, "--layers=[0]", f"--second_moment.path={place}"]) == 2
         told = capsys.readouterr()
         assert f"error: second_moment.path: expected a folder that can be written, but {place} " in told.err
         assert "estimating" not in told.out
@@ -123,7 +124,7 @@ def test_where_moments_are_is_one_line_and_tables_are_whole(
 ) -> None:
     deep = tmp_path.joinpath(*(f"folder-{i:04d}" for i in range(20)))
     options = [lm, "--layers=[0,2]", f"--second_moment.path={deep}", "--second_moment.num_tokens=3000"]
-    assert main(["covariance", *options]) == 0
+    assert main(["covariance", TEXT, *options]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert f"second moments in {deep}" in lines
@@ -154,7 +155,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(lm: str, tmp_path: Path)
     options = [lm, "--layers=[0]", "--second_moment.num_tokens=4000", "--second_moment.max_tokens=512", *TWO]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(script), "covariance", *options, f"--second_moment.path={tmp_path / 'm'}"],
+        [sys.executable, str(script), "covariance", TEXT, *options, f"--second_moment.path={tmp_path / 'm'}"],
         capture_output=True, text=True, timeout=100, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -180,7 +181,7 @@ def test_bad_options(
     lm: str, tmp_path: Path, options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "m"
-    assert main(["covariance", lm, "--layers=[0]", f"--second_moment.path={folder}", *options]) == 2
+    assert main(["covariance", lm, TEXT, "--layers=[0]", f"--second_moment.path={folder}", *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
     assert len(errors) == 1
     for word in told:

@@ -90,6 +90,8 @@ def test_validate_measures_a_ledger_without_its_run(sequential: Path, tmp_path: 
     options = ["validate", *arguments(tmp_path), f"--edits={sequential / 'edits'}"]
     assert main([*options, f"--run_dir={tmp_path / 'all'}"]) == 0
     whole, run = metrics_of(tmp_path / "all"), metrics_of(sequential)
+    assert whole["edits"] == str(sequential / "edits")
+    assert all(whole[name] == run[name] for name in ("model", "editor", "versions"))
     assert whole["before"] == pytest.approx(run["before"], abs=1e-3)
     assert whole["after"] == pytest.approx(run["final"], abs=1e-3)
     assert whole["probes"]["cola"]["after"] == pytest.approx(run["probes"]["cola"]["after"], abs=1e-3)

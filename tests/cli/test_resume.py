@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from interrupted import BATCH, FACTS, SIGNALLED_AT, arguments, contents
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit import load_edits
@@ -21,22 +21,6 @@ from editkit.cli.main import main
 from editkit.data.facts import Fact
 from editkit.utils.hashes import tensor_hash
 
-ROOT = Path(__file__).resolve().parents[2]
-FACTS, BATCH = 10, 3  # four batches of edits, the last of one fact
-# a process that ends itself, as a kill would, when it is about to do something for the n-th time
-KILLED_AT = """
-import importlib, os, signal, sys
-owner, name, left = importlib.import_module(sys.argv[1]), sys.argv[2], [int(sys.argv[3])]
-real = getattr(owner, name)
-def deadly(*args, **kwargs):
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-setattr(owner, name, deadly)
-from editkit.cli.main import main
-sys.exit(main(sys.argv[4:]))
-"""
 POINTS = {
     "before the first value is kept": ("editkit.editors.closed_form.checkpoint", "write_sealed", 1),
     "within a batch": ("editkit.editors.closed_form.checkpoint", "write_sealed", 4),
@@ -44,17 +28,6 @@ POINTS = {
     "with a batch kept but not measured": ("editkit.evaluation.files", "atomic_write", 4),
     "with all measured but the end": ("editkit.callbacks.report", "atomic_write", 1),
 }
-
-
-def arguments(moments: Path, run: Path, mode: str = "sequential", facts: int = FACTS) -> list[str]:
-    where = json.dumps({"path": str(moments), "num_tokens": 8000})
-    return [
-        "fit", "--config", str(ROOT / "configs" / "quickstart.yaml"),
-        "--config", str(ROOT / "configs" / "evaluation" / "facts-alone.yaml"), f"--model.second_moment={where}",
-        f"--data.num_facts={facts}", f"--data.batch_size={BATCH}", "--data.facts_per_step=1",
-        f"--weight_update.mode={mode}", "--model.values.num_steps=4", "--trainer.enable_progress_bar=false",
-        *(["--model.earlier_keys=auto"] if mode == "sequential" else []), f"--run_dir={run}",
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +39,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("moments", "sequential", "independent")}
 
 
-def contents(run: Path) -> dict[str, object]:
-    """Everything that a run left, but for its config and logs."""
-    tensors = {
-        f"{file.name} {name}": tensor_hash(tensor)
-        for file in sorted((run / "edits").glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-    files = ("metrics.json", "records.jsonl", "edits/edits.json")
-    return tensors | {name: (run / name).read_text(encoding="utf-8") for name in files}
-
-
 def deadly(point: tuple[str, str, int], command: list[str]) -> int:
-    arguments = [sys.executable, "-c", KILLED_AT, point[0], point[1], str(point[2]), *command]
-    return subprocess.run(arguments, capture_output=True, timeout=200, check=False).returncode
+    where = [point[0], point[1], str(point[2]), str(int(signal.SIGKILL))]
+    command = [sys.executable, "-c", SIGNALLED_AT, *where, *command]
+    return subprocess.run(command, capture_output=True, timeout=200, check=False).returncode
 
 
 QUICK = ("within a batch", "with a batch kept but not measured")
@@ -188,23 +151,6 @@ def test_two_processes_do_not_share_a_run_folder(
         assert main(arguments(whole["moments"], tmp_path / "run")) == 2
     assert "another process is at work" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-@pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_says_how_it_goes_on(tmp_path: Path, whole: dict[str, Path]) -> None:
-    command = arguments(whole["moments"], tmp_path / "run")
-    with subprocess.Popen(
-        [sys.executable, "-m", "editkit.cli", *command], stderr=subprocess.PIPE, text=True
-    ) as process:
-        while not (tmp_path / "run" / "edits" / "batch_00000.safetensors").exists():
-            time.sleep(0.01)
-        process.terminate()
-        told = process.communicate(timeout=200)[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "goes on when it is given the same run_dir" in told
-    assert "Traceback" not in told
-    assert main(command) == 0
-    assert contents(tmp_path / "run") == contents(whole["sequential"])
 
 
 def killed_after(seconds: float, command: list[str], run: Path) -> bool:

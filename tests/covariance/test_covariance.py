@@ -9,6 +9,7 @@ import resource
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 import editkit.covariance.accumulate
 import editkit.covariance.estimate
 import editkit.utils.progress
+from editkit.atlas.builtin import BuiltIn
 from editkit.atlas.corpus import documents
-from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments, second_moments
+from editkit.covariance import (
+    SecondMomentSource,
+    check_can_keep,
+    check_has_text,
+    factored_second_moments,
+    second_moments,
+)
 from editkit.covariance.accumulate import SecondMoments
 from editkit.covariance.folder import SecondMomentFolder
 from editkit.data.text import open_text
@@ -35,6 +43,7 @@ from editkit.utils.distributed import raise_on_all_ranks
 from editkit.utils.errors import InputError
 
 D_IN = 64
+of_text = partial(SecondMomentSource, text="atlas")
 
 
 def tiny(name: str, tokenizer: PreTrainedTokenizerBase) -> EditableModel:
@@ -73,7 +82,7 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 @pytest.mark.parametrize("packing", [False, True])
 def test_equal_to_the_direct_sum(name: str, packing: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny(name, tokenizer)
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=2000, max_length=48, packing=packing, max_tokens=300)
+    source = of_text(path=str(tmp_path), num_tokens=2000, max_length=48, packing=packing, max_tokens=300)
     found = second_moments(editable, tokenizer, [2, 0], source, progress=False)
     assert set(found) == {0, 2}
     for layer, moment in found.items():
@@ -84,11 +93,9 @@ def test_equal_to_the_direct_sum(name: str, packing: bool, tokenizer: PreTrained
 def test_batched_equals_whole_and_layers_may_come_in_turn(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
     whole = second_moments(
-        editable, tokenizer, [0, 1, 2], SecondMomentSource(path=str(tmp_path / "one"), num_tokens=3000), progress=False
+        editable, tokenizer, [0, 1, 2], of_text(path=str(tmp_path / "one"), num_tokens=3000), progress=False
     )
-    parts = SecondMomentSource(
-        path=str(tmp_path / "two"), num_tokens=3000, max_tokens=200, layers_at_once=1, accumulate_on="cpu"
-    )
+    parts = of_text(path=str(tmp_path / "two"), num_tokens=3000, max_tokens=200, layers_at_once=1, accumulate_on="cpu")
     for layer, moment in second_moments(editable, tokenizer, [0, 1, 2], parts, progress=False).items():
         assert close(moment, whole[layer])
     assert not list((tmp_path / "two").glob(".partial*"))
@@ -99,15 +106,15 @@ def test_nothing_runs_after_the_last_projections_input(tokenizer: PreTrainedToke
     ran: list[int] = []
     for layer in range(3):
         editable.projection(layer).register_forward_hook(lambda *args, layer=layer: ran.append(layer))
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=500, save_minutes=0)
+    source = of_text(path=str(tmp_path), num_tokens=500, save_minutes=0)
     second_moments(editable, tokenizer, [0, 1], source, progress=False)
     assert set(ran) == {0}
 
 
 def test_documents_do_not_attend_to_each_other_unless_packed(tokenizer: PreTrainedTokenizerBase) -> None:
-    text = open_text(SecondMomentSource())
-    alone = list(within_budget(windows(tokenizer, text, SecondMomentSource(max_length=64)), 3000))
-    packed = list(within_budget(windows(tokenizer, text, SecondMomentSource(max_length=64, packing=True)), 3000))
+    text = open_text(of_text())
+    alone = list(within_budget(windows(tokenizer, text, of_text(max_length=64)), 3000))
+    packed = list(within_budget(windows(tokenizer, text, of_text(max_length=64, packing=True)), 3000))
     joint = [token for window in packed for token in window.ids]
     first = next(text.documents())
     assert alone[0].ids == tuple(tokenizer(first)["input_ids"][:64])
@@ -120,14 +127,14 @@ def test_moments_are_kept_and_layers_added(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     editable = tiny("gpt2", tokenizer)
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=1000)
+    source = of_text(path=str(tmp_path), num_tokens=1000)
     first = second_moments(editable, tokenizer, [0], source, progress=False)[0]
     stamp = (tmp_path / "layer-0.safetensors").stat().st_mtime_ns
     both = second_moments(editable, tokenizer, [0, 1], source, progress=False)
     assert (tmp_path / "layer-0.safetensors").stat().st_mtime_ns == stamp
     assert torch.equal(both[0], first)
     monkeypatch.setattr(SecondMoments, "_forward", None)  # nothing is estimated again
-    any_size = SecondMomentSource(path=str(tmp_path))  # no num_tokens: what the folder has
+    any_size = of_text(path=str(tmp_path))  # no num_tokens: what the folder has
     factored = factored_second_moments(editable, tokenizer, [0, 1], any_size, progress=False)
     assert close(factored[1].factor @ factored[1].factor.T, both[1])
 
@@ -138,7 +145,7 @@ def test_without_a_path_the_users_cache_keeps_them(
     monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path))
     editable = tiny("gpt2", tokenizer)
     for num_tokens in (500, 600, 500):
-        second_moments(editable, tokenizer, [0], SecondMomentSource(num_tokens=num_tokens), progress=False)
+        second_moments(editable, tokenizer, [0], of_text(num_tokens=num_tokens), progress=False)
     assert len(list((tmp_path / "moments").glob("*/layer-0.safetensors"))) == 2
 
 
@@ -156,9 +163,9 @@ def test_moments_of_something_else_are_refused_unless_trusted(
 ) -> None:
     editable = tiny("gpt2", tokenizer)
     options: dict[str, Any] = {"path": str(tmp_path), "num_tokens": 1000}
-    kept = second_moments(editable, tokenizer, [0], SecondMomentSource(**options), progress=False)[0]
-    refused(editable, tokenizer, SecondMomentSource(**options | change), (*told, "second_moment.trust=true", "layer-0"))
-    trusted = SecondMomentSource(**options | change, trust=True)
+    kept = second_moments(editable, tokenizer, [0], of_text(**options), progress=False)[0]
+    refused(editable, tokenizer, of_text(**options | change), (*told, "second_moment.trust=true", "layer-0"))
+    trusted = of_text(**options | change, trust=True)
     assert torch.equal(second_moments(editable, tokenizer, [0], trusted, progress=False)[0], kept)
 
 
@@ -180,7 +187,7 @@ def test_moments_of_other_weights_are_refused_and_layers_above_do_not_matter(
     atlas: tuple[PreTrainedModel, PreTrainedTokenizerBase], tmp_path: Path
 ) -> None:
     editable, tokenizer = EditableModel(atlas[0]), atlas[1]
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=2000)
+    source = of_text(path=str(tmp_path), num_tokens=2000)
     second_moments(editable, tokenizer, [1], source, progress=False)
     change = LowRankDelta(0.1 * torch.randn(editable.hidden_size, 1), torch.randn(1536, 1))
     for layer in (2, 1):  # the keys of block 1 are as they were
@@ -218,7 +225,7 @@ def test_a_checkpoint_is_hashed_once(
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped"])
 def test_a_broken_file_is_told(damage: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable, file = tiny("gpt2", tokenizer), tmp_path / "layer-0.safetensors"
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=500)
+    source = of_text(path=str(tmp_path), num_tokens=500)
     second_moments(editable, tokenizer, [0], source, progress=False)
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
@@ -228,7 +235,7 @@ def test_a_broken_file_is_told(damage: str, tokenizer: PreTrainedTokenizerBase, 
 
 def test_a_factor_of_another_matrix_is_made_anew(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
-    source = SecondMomentSource(path=str(tmp_path), num_tokens=500)
+    source = of_text(path=str(tmp_path), num_tokens=500)
     good = factored_second_moments(editable, tokenizer, [0, 1], source, progress=False)
     factors = [tmp_path / f"layer-{layer}.cholesky.safetensors" for layer in (0, 1)]
     factors[0].unlink()  # what was read from it is mapped, not copied
@@ -237,7 +244,7 @@ def test_a_factor_of_another_matrix_is_made_anew(tokenizer: PreTrainedTokenizerB
     assert torch.equal(again[0].factor, good[0].factor)
     assert torch.equal(load_file(factors[0])["factor"], good[0].factor)
     ridged = factored_second_moments(
-        editable, tokenizer, [0], SecondMomentSource(path=str(tmp_path), num_tokens=500, ridge=0.5), progress=False
+        editable, tokenizer, [0], of_text(path=str(tmp_path), num_tokens=500, ridge=0.5), progress=False
     )
     moment = second_moments(editable, tokenizer, [0], source, progress=False)[0]
     expected = moment + 0.5 * moment.diagonal().mean() * torch.eye(D_IN, dtype=torch.float64)
@@ -246,7 +253,7 @@ def test_a_factor_of_another_matrix_is_made_anew(tokenizer: PreTrainedTokenizerB
 
 def test_a_full_disk_leaves_what_was_there(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
-    kept = SecondMomentSource(path=str(tmp_path), num_tokens=500)
+    kept = of_text(path=str(tmp_path), num_tokens=500)
     second_moments(editable, tokenizer, [0], kept, progress=False)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -270,7 +277,7 @@ def test_a_path_that_cannot_be_is_found_before_the_work(
     monkeypatch.setattr(editkit.covariance.estimate, "_estimate", never)
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    source = SecondMomentSource(path=str(tmp_path / place), num_tokens=500)
+    source = of_text(path=str(tmp_path / place), num_tokens=500)
     editable = tiny("gpt2", tokenizer)
     refused(editable, tokenizer, source, ("second_moment.path", place, "choose another"))
     with pytest.raises(InputError, match=r"^second_moment\.path: "):
@@ -283,7 +290,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     path: str | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path / "cache"))
-    source = SecondMomentSource(path=path and str(tmp_path / path), num_tokens=500)
+    source = of_text(path=path and str(tmp_path / path), num_tokens=500)
     editable = tiny("gpt2", tokenizer)
     with monkeypatch.context() as patch:  # permissions stop nobody who may do everything, as tests may
         patch.setattr(editkit.covariance.estimate, "_estimate", never)
@@ -303,10 +310,47 @@ def read_only(*args: Any, **options: Any) -> None:
 
 
 def test_nothing_is_left_where_another_mistake_ends_it(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    source = SecondMomentSource(path=str(tmp_path / "m"), text="gone.txt")
+    source = of_text(path=str(tmp_path / "m"), text="gone.txt")
     check_can_keep(source, [0])
     refused(tiny("gpt2", tokenizer), tokenizer, source, ("second_moment.text", "gone.txt"))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_text_is_wanted_of_any_model_but_a_built_in_one(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editkit.covariance.estimate, "_estimate", never)
+    editable, none = tiny("gpt2", tokenizer), SecondMomentSource(path=str(tmp_path / "m"), num_tokens=500)
+    told = ("second_moment.text", ".jsonl", "wikimedia/wikipedia", "'atlas'", "second_moment.path")
+    refused(editable, tokenizer, none, (*told, "of block 0"))
+    refused(editable, tokenizer, SecondMomentSource(), told)
+    assert not (tmp_path / "m").exists()
+    for name in ("atlas", str(BuiltIn.model)):
+        check_has_text(SecondMomentSource(), name, [0])
+    with pytest.raises(InputError, match=r"^second_moment\.text: expected a text .* of gpt2 "):
+        check_has_text(SecondMomentSource(), "gpt2", [0])
+
+
+def test_a_folder_that_has_the_moments_needs_no_text(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    editable = tiny("gpt2", tokenizer)
+    kept = of_text(path=str(tmp_path), num_tokens=500, max_length=32, packing=True)
+    moment = second_moments(editable, tokenizer, [0], kept, progress=False)[0]
+    alone = SecondMomentSource(path=str(tmp_path))
+    assert torch.equal(second_moments(editable, tokenizer, [0], alone, progress=False)[0], moment)
+    other = tiny("gpt2", tokenizer)  # what remains checked
+    torch.nn.init.normal_(other.model.get_input_embeddings().weight)
+    refused(other, tokenizer, alone, ("lm: expected the weights",))
+    refused(editable, tokenizer, SecondMomentSource(path=str(tmp_path), num_tokens=700), ("num_tokens",))
+
+
+def test_the_atlas_s_own_text_is_the_atlas_s(atlas: Any, tmp_path: Path) -> None:
+    editable = EditableModel(atlas[0])
+    for place, source in (("asked", of_text), ("left", SecondMomentSource)):
+        source = source(path=str(tmp_path / place), num_tokens=1600)
+        second_moments(editable, atlas[1], [0], source, progress=False)
+    one, two = (json.loads((tmp_path / name / "layer-0.json").read_text("utf-8")) for name in ("asked", "left"))
+    assert one == two
+    assert one["text"] == "atlas"
 
 
 def test_a_log_says_how_far_it_is(
@@ -316,7 +360,7 @@ def test_a_log_says_how_far_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(editkit.utils.progress, "EVERY", 0.0)
-    source = SecondMomentSource(path=str(tmp_path / "m"), num_tokens=3000, max_tokens=256)
+    source = of_text(path=str(tmp_path / "m"), num_tokens=3000, max_tokens=256)
     factored_second_moments(tiny("gpt2", tokenizer), tokenizer, [0, 2], source)
     told = capsys.readouterr()
     lines = [line for line in told.err.splitlines() if line.startswith("[0:")]
@@ -339,7 +383,7 @@ def test_who_wants_no_progress_gets_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(editkit.utils.progress, "EVERY", 0.0)
-    source = SecondMomentSource(path=str(tmp_path / "m"), num_tokens=500)
+    source = of_text(path=str(tmp_path / "m"), num_tokens=500)
     factored_second_moments(tiny("gpt2", tokenizer), tokenizer, [0], source, progress=False)
     assert not [line for line in capsys.readouterr().err.splitlines() if "second moments" in line]
 
@@ -352,23 +396,21 @@ def test_memory_is_checked_before_the_start(
     monkeypatch.setattr(editkit.covariance.accumulate, "free_bytes", lambda device: room)
     told = ("needs", "3 layers of 64", "are free", "second_moment.layers_at_once=2")
     with pytest.raises(InputError) as error:
-        second_moments(
-            editable, tokenizer, [0, 1, 2], SecondMomentSource(path=str(tmp_path), num_tokens=500), progress=False
-        )
+        second_moments(editable, tokenizer, [0, 1, 2], of_text(path=str(tmp_path), num_tokens=500), progress=False)
     assert all(word in str(error.value) for word in told)
-    fits = SecondMomentSource(path=str(tmp_path), num_tokens=500, layers_at_once=2)
+    fits = of_text(path=str(tmp_path), num_tokens=500, layers_at_once=2)
     assert len(second_moments(editable, tokenizer, [0, 1, 2], fits, progress=False)) == 3
 
 
 def test_it_stops_once_converged(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
     base: dict[str, Any] = {"num_tokens": 20_000, "max_tokens": 256}
-    loose = SecondMomentSource(path=str(tmp_path / "loose"), tolerance=0.2, **base)
+    loose = of_text(path=str(tmp_path / "loose"), tolerance=0.2, **base)
     second_moments(editable, tokenizer, [0, 1], loose, progress=False)
     about = json.loads((tmp_path / "loose" / "layer-1.json").read_text(encoding="utf-8"))
     assert about["tokens"] < 20_000
     assert about["change"] < 0.2
-    tight = SecondMomentSource(path=str(tmp_path / "tight"), tolerance=1e-9, **base)
+    tight = of_text(path=str(tmp_path / "tight"), tolerance=1e-9, **base)
     second_moments(editable, tokenizer, [0], tight, progress=False)
     about = json.loads((tmp_path / "tight" / "layer-0.json").read_text(encoding="utf-8"))
     assert about["tokens"] == 20_000
@@ -385,9 +427,7 @@ def test_a_run_that_was_cut_short_goes_on(
 ) -> None:
     editable = tiny("gpt2", tokenizer)
     base: dict[str, Any] = {"num_tokens": 6000, "max_tokens": 256, "save_minutes": 0, "tolerance": tolerance}
-    whole = second_moments(
-        editable, tokenizer, [0, 1], SecondMomentSource(path=str(tmp_path / "whole"), **base), progress=False
-    )
+    whole = second_moments(editable, tokenizer, [0, 1], of_text(path=str(tmp_path / "whole"), **base), progress=False)
     ran = 0
     real = SecondMoments._forward
 
@@ -399,7 +439,7 @@ def test_a_run_that_was_cut_short_goes_on(
         real(self, batch)
 
     monkeypatch.setattr(SecondMoments, "_forward", counted)
-    source = SecondMomentSource(path=str(tmp_path / "cut"), **base)
+    source = of_text(path=str(tmp_path / "cut"), **base)
     with pytest.raises(Cut):
         second_moments(editable, tokenizer, [0, 1], source, progress=False)
     (partial,) = (tmp_path / "cut").glob(".partial*")
@@ -415,23 +455,21 @@ def test_a_run_that_was_cut_short_goes_on(
 
 def test_too_few_tokens(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
-    refused(
-        editable, tokenizer, SecondMomentSource(num_tokens=63), ("second_moment.num_tokens", "d_in = 64", "63", "ridge")
-    )
+    refused(editable, tokenizer, of_text(num_tokens=63), ("second_moment.num_tokens", "d_in = 64", "63", "ridge"))
     (tmp_path / "short.txt").write_text("A few words only.", encoding="utf-8")
-    short = SecondMomentSource(path=str(tmp_path / "m"), text=str(tmp_path / "short.txt"))
+    short = of_text(path=str(tmp_path / "m"), text=str(tmp_path / "short.txt"))
     refused(editable, tokenizer, short, ("second_moment.num_tokens", "64", "second_moment.text"))
     (tmp_path / "empty.txt").write_text(" \n\n ", encoding="utf-8")
-    empty = SecondMomentSource(path=str(tmp_path / "m"), text=str(tmp_path / "empty.txt"))
+    empty = of_text(path=str(tmp_path / "m"), text=str(tmp_path / "empty.txt"))
     refused(editable, tokenizer, empty, ("second_moment.text", "at least one token", "empty.txt"))
-    refused(editable, tokenizer, SecondMomentSource(), ("layers", "0 to 2", "3"), layer=3)
-    few = SecondMomentSource(path=str(tmp_path / "f"), num_tokens=40, ridge=1e-2)
+    refused(editable, tokenizer, of_text(), ("layers", "0 to 2", "3"), layer=3)
+    few = of_text(path=str(tmp_path / "f"), num_tokens=40, ridge=1e-2)
     assert factored_second_moments(editable, tokenizer, [0], few, progress=False)[0].factor.isfinite().all()
 
 
 def test_documents_can_be_the_budget(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
-    second_moments(editable, tokenizer, [0], SecondMomentSource(path=str(tmp_path), num_documents=30), progress=False)
+    second_moments(editable, tokenizer, [0], of_text(path=str(tmp_path), num_documents=30), progress=False)
     about = json.loads((tmp_path / "layer-0.json").read_text(encoding="utf-8"))
     import random
     from itertools import islice
@@ -449,8 +487,8 @@ def test_an_error_alone_is_raised_as_it_is() -> None:
 
 def test_trust_needs_no_text(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     editable = tiny("gpt2", tokenizer)
-    second_moments(editable, tokenizer, [0], SecondMomentSource(path=str(tmp_path), num_tokens=500), progress=False)
-    gone = SecondMomentSource(path=str(tmp_path), text="gone.txt", trust=True)
+    second_moments(editable, tokenizer, [0], of_text(path=str(tmp_path), num_tokens=500), progress=False)
+    gone = of_text(path=str(tmp_path), text="gone.txt", trust=True)
     assert second_moments(editable, tokenizer, [0], gone, progress=False)[0].shape == (D_IN, D_IN)
     wide = SecondMomentFolder(tmp_path, {0: {"d_in": 65}}, trust=True)
     with pytest.raises(InputError, match="d_in"):

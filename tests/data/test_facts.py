@@ -339,7 +339,7 @@ def test_bad_records_are_named_in_one_line(tmp_path, record, field, phrase):
         (
             "facts.csv",
             "subject;prompt;target_new\nLyon;{} is;Peru",
-            ["line 2, record 1", "'subject'", "subject;prompt"],
+            ["line 1", "header", "apart by ';'", "subject;prompt"],
         ),
         ("facts.csv", "subject,prompt,target_new\nLyon,{} is", ["line 2, record 1", "'target_new'"]),
         ("facts.csv", "subject,prompt,target_new\n,{} is,Peru", ["line 2, record 1", "'subject'", "not empty"]),

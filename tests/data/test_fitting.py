@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,11 @@ def test_shots_that_help_nobody_are_not_drawn(tmp_path: Path, tokenizer: PreTrai
         assert fitted(every, tokenizer, 10) is every
 
 
-def test_public_entailment_fits_where_its_first_shots_do_not(shared: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_public_entailment_fits_where_its_first_shots_do_not(
+    shared_file: Callable[..., Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """RTE's premises have very different lengths: with two shots, shorter ones let far more questions in."""
-    source = shared / "data" / "glue" / "rte.jsonl"
+    source = shared_file("glue", "rte.jsonl")
     if not source.exists():
         pytest.skip(f"no {source}")
     probe = load_probe(Probe("rte", str(source), shots=2, pool=32))

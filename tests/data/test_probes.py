@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,13 +83,21 @@ def test_sources_read_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["sst2", "cola", "mrpc", "rte"])
-def test_public_data_reads_whole(shared: Path, task: str) -> None:
-    source = shared / "data" / "glue" / f"{task}.jsonl"
+def test_public_data_reads_whole(shared_file: Callable[..., Path], task: str) -> None:
+    source = shared_file("glue", f"{task}.jsonl")
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     found = load_probe(Probe(task, str(source), shots=4, pool=16))
     assert len(records) - 20 <= len(found.rows) <= len(records) - 16  # an example that comes twice is asked once
     pool = load_probe(Probe(task, str(source), shots=16, pool=16)).shown.split(BETWEEN)[:-1]
     assert set(Counter(p.split()[-1] for p in pool).values()) == {8}
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_test_of_public_data_that_is_not_there_is_skipped(
+    shared_file: Callable[..., Path], tmp_path: Path, folder: str
+) -> None:
+    with pytest.raises(pytest.skip.Exception, match="EDITKIT_SHARED"):
+        shared_file("glue", "rte.jsonl", root=tmp_path / folder)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -18,7 +19,8 @@ from editkit.data.tasks import TASKS
 from editkit.evaluation.evaluator import EditResult, GenerationResult, ProbeResult, Result, TextResult
 from editkit.evaluation.plots import write_path
 from editkit.evaluation.protocol import Protocol
-from editkit.evaluation.results import SAMPLE, Record, RunResults
+from editkit.evaluation.results import SAMPLE, Point, Record, RunResults
+from editkit.evaluation.ridge_path import plot_path
 from editkit.evaluation.tables import SCORES, WORDS, legend, notes, tables
 from editkit.metrics.probes import ProbeMetric
 
@@ -72,7 +74,7 @@ def test_a_probe_that_was_skipped_whole_is_there_by_name(
     drawn: list[str] = []
 
     def savefig(figure: Figure, file: Path, **options: object) -> None:
-        drawn.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        drawn.extend(legend_beside_the_axes(figure))
         file.write_bytes(b"drawn")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
@@ -83,6 +85,41 @@ def test_a_probe_that_was_skipped_whole_is_there_by_name(
     assert {r["probe"] for r in rows if r["metric"] == "mcc"} == {n.replace("long", "short") for n in names}
     assert drawn[-len(names) :] == [f"{name}: all questions skipped" for name in names]
     assert len(drawn) == 2 * len(names) and (tmp_path / "probes.png").exists()
+
+
+def legend_beside_the_axes(figure: Figure) -> list[str]:
+    """What a figure's legend says, which lies where it hides no point."""
+    (found,) = figure.legends
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    figure.draw_without_rendering()
+    place = found.get_window_extent()
+    assert not any(place.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+    assert figure.bbox.contains(place.x0, place.y0) and figure.bbox.contains(place.x1, place.y1)
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_a_legend_hides_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dict.fromkeys(("ES", "PS", "NS", "S"), 0.0)
+    figure = plot_path([{"rho": 10.0**n, **row} for n in range(5)], 100.0)
+    assert legend_beside_the_axes(figure) == ["ES", "PS", "NS", "S"]
+
+    drawn: list[str] = []
+    savefig = Figure.savefig
+
+    def checked(figure: Figure, file: Path, **options: Any) -> None:
+        drawn.extend(legend_beside_the_axes(figure))
+        savefig(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", checked)
+    names = ["sst2", "cola", "mrpc", "a probe with a name that is rather long", "rte"]
+    low = {name: {"accuracy": {"mean": 0.0, "low": 0.0, "high": 100.0}} for name in names}
+    points = [Point("before", None, low, {}), *(Point("after", n, low, {}) for n in range(3))]
+    write_path(tmp_path, points, dict.fromkeys(names, "accuracy"), [1, 2, 3], "title")
+    assert drawn == [f"{name} (accuracy)" for name in names]
+    for point in points:
+        point.figures["text"] = {"perplexity": {"mean": 9.0}}
+    write_path(tmp_path, points, {}, [1, 2, 3], "title")
+    assert drawn[len(names) :] == ["perplexity (right)"]
 
 
 @pytest.mark.parametrize("scored", SCORED)

@@ -75,6 +75,8 @@ def test_what_holds_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run_dir: .*or holds an editkit run.*thesis.tex"):
         RunFolder(tmp_path).check(text(), resumable=True)
     begun(tmp_path / "run").close()
+    RunFolder(tmp_path / "run").check(text(), resumable=False)  # it did not end
+    (tmp_path / "run" / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match=r"run_dir: .*new or empty, but .*config\.yaml"):
         RunFolder(tmp_path / "run").check(text(), resumable=False)
 
@@ -98,7 +100,10 @@ def test_only_one_process_works_in_a_folder(tmp_path: Path) -> None:
     second.check(text(), resumable=True)
     with pytest.raises(InputError, match="run_dir: another process is at work"):
         second.open(text())
+    second.close()  # as whatever tidies up would
     assert (tmp_path / "run" / ".lock").exists()
+    with pytest.raises(InputError, match="run_dir: another process is at work"):
+        RunFolder(tmp_path / "run").open(text())
     first.close()
     begun(tmp_path / "run").close()
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from editkit.utils.errors import InputError
 from editkit.utils.files import (
@@ -50,6 +54,36 @@ def test_a_file_is_seen_old_or_new_never_in_between(tmp_path: Path) -> None:
     atomic_write(file, write)
     assert file.read_text() == "new"
     assert names(file.parent) == ["file.txt"]
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of this kind")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], indirect=True)
+def test_who_may_read_is_what_umask_says(tmp_path: Path, umask: int) -> None:
+    """safetensors makes its files for their owner alone, and a text would have the mode of the one before it."""
+
+    def write(folder: Path) -> None:
+        (folder / "below").mkdir()
+        save_file({"a": torch.zeros(2)}, folder / "below" / "a.safetensors")
+        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").chmod(0o777)
+
+    for _ in range(2):  # new, and in place of one that is there
+        atomic_write(tmp_path / "a.safetensors", lambda part: save_file({"a": torch.zeros(2)}, part))
+        atomic_write(tmp_path / "a.txt", lambda part: part.write_text("a"))
+    atomic_write_folder(tmp_path / "folder", write)
+    modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    files = ("a.safetensors", "a.txt", "folder/a.txt", "folder/below/a.safetensors")
+    assert modes == {
+        **dict.fromkeys(files, 0o666 & ~umask),
+        **dict.fromkeys(("folder", "folder/below"), 0o777 & ~umask),
+    }
 
 
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt(), ValueError("a mistake")])

@@ -11,6 +11,7 @@ from editkit.editors.closed_form.search import Group
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.functional import FactoredSecondMoment, key_dependence
 from editkit.utils.errors import InputError
+from editkit.utils.words import counted
 
 
 def check_dependence(
@@ -42,7 +43,7 @@ def check_dependence(
     if not found.facts:
         return vectors, notes
     ids = [[fact.fact_id for fact in group] for group in groups]
-    which = f"the keys of {len(found.facts)} facts ({_names(groups, found.facts)}) depend on those of others"
+    which = f"the keys of {counted(len(found.facts), 'fact')} ({_names(groups, found.facts)}) depend on those of others"
     if choice == "fail":
         raise InputError(
             f"model.dependent: expected facts with independent keys, but {which}; drop them (model.dependent=drop), or "

@@ -19,28 +19,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.atlas.builtin import DEFAULT
-from editkit.covariance import SecondMomentSource, check_can_keep, factored_second_moments
+from editkit.covariance import (
+    SecondMomentSource,
+    check_has_text,
+    check_ready,
+    check_source,
+    factored_second_moments,
+)
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
+from editkit.data.room import check_room
 from editkit.editors.base import Editor
 from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.dependence import check_dependence
 from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
 from editkit.editors.closed_form.preserved import PreservedKeys
-from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch
+from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch, check_optimizer, check_search
 from editkit.editors.closed_form.searcher import Progress, ValueSearcher
 from editkit.editors.closed_form.spread import Spread
-from editkit.editors.closed_form.tuning import choose_ridge
+from editkit.editors.closed_form.tuning import check_tuning, choose_ridge
 from editkit.editors.closed_form.vectors import ValueVectors
+from editkit.editors.contradictions import contradictions
 from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment
+from editkit.functional.delta import ZeroDelta
 from editkit.functional.values import norm_penalty
+from editkit.models.editable import check_layers
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
-from editkit.utils.errors import InputError
-
-RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
+from editkit.utils.errors import InputError, shorten
 
 
 class ClosedFormEditor(Editor):
@@ -48,8 +56,8 @@ class ClosedFormEditor(Editor):
 
     Args:
         lm: language model to edit: "atlas" (shipped), a checkpoint folder, or a Hugging Face hub name.
-        layers: blocks whose MLP output projection is changed, counted from 0; values are found at the last of them.
-            Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
+        layers: blocks whose MLP output projection is changed, counted from 0, or one of them; values are found at the
+            last. Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
         dtype: dtype of the model's weights: float32, bfloat16 or float16. Value vectors are always found in float32
             and the solve runs in float64.
         optimizer: optimiser of the value vectors; it must act elementwise.
@@ -59,9 +67,10 @@ class ClosedFormEditor(Editor):
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
             each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
             other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
-        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper): "keep"
-            them, which needs a ridge; "drop" the later ones of each group from their batch; "fail" before anything is
-            changed. They are named in the ledger's notes in any case.
+        dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper), and about
+            those that ask for another target than an earlier fact with the same text (of their batch; of the whole run
+            where batches stay): "keep" them, which of the former needs a ridge; "drop" the later ones from their batch;
+            "fail" before anything is changed. They are named in the ledger's notes in any case.
     """
 
     shards_facts = True
@@ -71,7 +80,7 @@ class ClosedFormEditor(Editor):
     def __init__(
         self,
         lm: str = DEFAULT,
-        layers: list[int] | None = None,
+        layers: list[int] | int | None = None,
         dtype: str = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.5),
         values: ValueSearch | None = None,
@@ -81,8 +90,12 @@ class ClosedFormEditor(Editor):
         dependent: Literal["keep", "drop", "fail"] = "keep",
     ) -> None:
         super().__init__(lm, dtype)
+        blocks = _blocks(layers)
+        if blocks is not None:
+            self.hparams["layers"] = blocks  # the same whichever way it was written, so that a run goes on
         self.optimizer = optimizer
-        self.layers = sorted(set(layers)) if layers else None
+        self._layers_asked = blocks
+        self.layers = sorted(set(blocks)) if blocks else None
         self.values = values or ValueSearch()
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
@@ -94,6 +107,7 @@ class ClosedFormEditor(Editor):
         self._findings: dict[str, Any] = {}
         self._preserved = PreservedKeys({})
         self._folder: str | None = None
+        self._contradicted: dict[str, str] = {}  # facts that contradict earlier ones, and which
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
 
@@ -119,7 +133,7 @@ class ClosedFormEditor(Editor):
     def configure_model(self) -> None:
         """Load the language model once and check the layers against it."""
         super().configure_model()
-        layers = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None) or []
+        layers = self.layers or self.editable.recommended_layers or []
         for layer in layers:
             self.editable.projection(layer)
         if len(layers) > 1 and self.at_projection:
@@ -131,7 +145,7 @@ class ClosedFormEditor(Editor):
     @property
     def edited_layers(self) -> list[int]:
         """The blocks to edit, ascending: those asked for, else those that the checkpoint's config recommends."""
-        layers: list[int] | None = self.layers or getattr(self.editable.model.config, RECOMMENDED_LAYERS, None)
+        layers: list[int] | None = self.layers or self.editable.recommended_layers
         if not layers:
             raise InputError(
                 f"layers: expected the blocks to edit, 0 to {self.editable.depth - 1} of this model, but got none; "
@@ -148,16 +162,15 @@ class ClosedFormEditor(Editor):
     def templates(self) -> list[list[str]]:
         """Groups of context templates; sampled from the unedited model at first use."""
         if self._templates is None:
+            if self.values.context_templates is None and self.values.template_tokens >= self.editable.context:
+                raise InputError(
+                    f"model.values.template_tokens: expected prefixes that leave room in the context window of "
+                    f"{self.editable.context} tokens, but got {self.values.template_tokens}; lower it"
+                )
             self._templates = self.values.context_templates or [
                 ["{}"],
                 generate_templates(self.editable, self.tokenizer, self.values.template_tokens, self.values.seed),
             ]
-            for template in (t for group in self._templates for t in group):
-                if template.count("{}") != 1:
-                    raise InputError(
-                        f"values.context_templates: expected one {{}} for the prompt in each template, but got "
-                        f"{template!r}; write the prefix followed by {{}}"
-                    )
         return self._templates
 
     @property
@@ -223,10 +236,30 @@ class ClosedFormEditor(Editor):
         return self.ridge_setting == "auto"
 
     @override
+    def check_settings(self) -> None:
+        """Layers, how values are searched, and where second moments come from."""
+        super().check_settings()
+        if type(self).edit is ClosedFormEditor.edit and type(self).solve is ClosedFormEditor.solve:
+            raise InputError(
+                f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
+                "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
+            )
+        if self._layers_asked is not None:
+            check_layers(self._layers_asked, "model.layers")
+        check_search(self.values)
+        check_optimizer(self.optimizer)
+        check_source(self._source, self.layers)
+        check_has_text(self._source, self.lm, self.layers)
+
+    @override
     def check(self, plan: RunPlan) -> None:
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
-        check_can_keep(self._source, self.edited_layers)
-        _ = self.templates
+        if self.needs_tuning:
+            check_tuning(plan.tuning)
+        check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
+        templates = [template for group in self.templates for template in group]
+        facts = [*plan.facts, *(plan.tuning.facts if plan.tuning is not None else ())]
+        check_room(facts, self.tokenizer, self.editable.context, templates, self.values.kl_prompt)
         if self.earlier_keys and not plan.sequential:
             raise InputError(
                 f"model.earlier_keys: independent batches know of no earlier ones, but got {self.earlier_keys!r}; set "
@@ -242,10 +275,11 @@ class ClosedFormEditor(Editor):
     def prepare(self, plan: RunPlan) -> None:
         """Second moments of the edited layers, and the ridge where it is to be chosen."""
         second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress
+            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
         )
         self._checkpoint = ValueCheckpoint(plan.folder)
         self._rho, self._findings = None, {}
+        self._contradicted = {c.later.fact_id: c.first.fact_id for c in contradictions(plan)}
         self.preserve(second_moments)
         if self.needs_tuning:
             self._findings = choose_ridge(self._find, self.layer_solver, plan)
@@ -296,7 +330,7 @@ class ClosedFormEditor(Editor):
     @override
     def training_step(self, batch: list[Fact], batch_idx: int) -> None:
         """Find the value vectors of some facts, those that share a key together."""
-        groups = group_by_key(batch)
+        groups = group_by_key([fact for fact in batch if not self._drops(fact)])
         if not groups or self._error is not None:
             return
         epoch, device = self.trainer.current_epoch, self.editable.device
@@ -339,7 +373,7 @@ class ClosedFormEditor(Editor):
         raise_on_all_ranks(self._error)
         mine = ValueVectors.cat(self._found).to("cpu") if self._found else None
         parts = gather(mine)
-        if len(parts) > 1:
+        if len(parts) > 1 and any(part is not None for part in parts):
             self._found = [ValueVectors.deal_in(parts).to(self.editable.device)]
 
     # ---------------------------------------------------------------- the solve
@@ -348,7 +382,23 @@ class ClosedFormEditor(Editor):
     @torch.no_grad()
     def edit(self, batch: Sequence[Fact]) -> WeightEdit:
         """Solve each edited layer for what the training steps found."""
-        return self.edit_for(ValueVectors.cat(self._found))
+        edit = self.edit_for(ValueVectors.cat(self._found)) if self._found else self._no_change()
+        pairs = {fact.fact_id: self._contradicted[fact.fact_id] for fact in batch if fact.fact_id in self._contradicted}
+        if not pairs:
+            return edit
+        notes = {**edit.notes, "contradicting": [[first, later] for later, first in pairs.items()]}
+        if self.dependent == "drop":
+            notes["dropped"] = [*pairs, *notes.get("dropped", [])]
+        return replace(edit, notes=notes)
+
+    def _drops(self, fact: Fact) -> bool:
+        return self.dependent == "drop" and fact.fact_id in self._contradicted
+
+    def _no_change(self) -> WeightEdit:
+        """The edit of a batch whose facts were all dropped."""
+        model, names = self.editable, [self.editable.parameter_of(layer) for layer in self.edited_layers]
+        d_out, d_in = model.oriented(names[0], model.parameter(names[0])).shape
+        return WeightEdit(deltas={name: ZeroDelta((d_out, d_in)) for name in names})
 
     @torch.no_grad()
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:
@@ -365,3 +415,13 @@ class ClosedFormEditor(Editor):
     def layer_solver(self) -> LayerSolver:
         """What goes through the edited layers one after the other."""
         return LayerSolver(self.editable, self.searcher, self.spread, self._preserved)
+
+
+def _blocks(layers: Any) -> list[int] | None:
+    """A list of blocks, of which there may be one alone."""
+    blocks = [layers] if type(layers) is int else layers
+    if blocks is None:
+        return None
+    if not isinstance(blocks, (list, tuple, range)) or not all(type(block) is int for block in blocks):
+        raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
+    return list(blocks)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -17,7 +18,9 @@ from editkit.functional.values import group_mean, kl_divergence, row_wise, token
 from editkit.models.editable import EditableModel, orient
 from editkit.models.replay import Replay
 from editkit.models.spans import Span, encode_prompts
+from editkit.utils.errors import InputError, shorten
 from editkit.utils.memory import free_bytes
+from editkit.utils.numbers import check_numbers
 
 # float32 logits computed at a time; tables above 32 MiB (glibc's largest mmap threshold) come fresh from the system
 # each time and cost more than what is computed in them, which CUDA's caching allocator spares
@@ -55,6 +58,52 @@ class ValueSearch:
     template_tokens: PositiveInt = 10
     seed: int = 0
     max_tokens: PositiveInt | Literal["auto"] = "auto"
+
+
+def check_search(settings: ValueSearch) -> None:
+    """Raise an ``InputError`` for settings by which no value vector can be found, on whatever model."""
+    check_numbers(vars(settings), get_type_hints(ValueSearch), "model.values")
+    if settings.num_steps < 2:
+        raise InputError(
+            f"model.values.num_steps: expected at least 2, as the optimiser steps after each pass but the last, but "
+            f"got {settings.num_steps}; raise it"
+        )
+    if not 0 <= settings.seed < 2**63:
+        raise InputError(f"model.values.seed: expected 0 to 2^63 - 1, but got {shorten(settings.seed)}; choose another")
+    groups = settings.context_templates
+    if groups is not None and not (groups and all(groups)):
+        raise InputError(
+            f"model.values.context_templates: expected groups of at least one template, but got {shorten(groups)}; "
+            'write [["{}"]] for the prompt alone'
+        )
+    for field, templates in (
+        ("context_templates", [template for group in groups or () for template in group]),
+        ("kl_prompt", [settings.kl_prompt]),
+    ):
+        for template in templates:
+            if template.count("{}") != 1:
+                raise InputError(
+                    f"model.values.{field}: expected one {{}}, for the "
+                    f"{'subject' if field == 'kl_prompt' else 'prompt'}, in {shorten(template)}; write it once"
+                )
+
+
+def check_optimizer(make: Callable[[list[nn.Parameter]], Any]) -> None:
+    """Raise an ``InputError`` for an optimiser that cannot step as the search lets it, or does not move anything."""
+    trial = nn.Parameter(torch.zeros(2, 2))
+    trial.grad = torch.ones(2, 2)
+    try:
+        optimizer = make([trial])
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"model.optimizer: expected an optimiser that steps elementwise by gradients, but got one that cannot "
+            f"({error}); choose another, such as torch.optim.Adam with a positive lr"
+        ) from error
+    for group in optimizer.param_groups:
+        lr = group.get("lr", 1.0)
+        if not 0 < float(lr) < math.inf:
+            raise InputError(f"model.optimizer.lr: expected a finite number > 0, but got {float(lr)}; correct it")
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,8 @@ def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, pro
     Raises:
         InputError: there are no rows to score by, or nothing that scores them.
     """
-    if tuning is None or not tuning.rows or tuning.score is None:
-        raise InputError(
-            "ridge: 'auto' chooses by scores, but none of the tuning facts has a target_true and prompts that are not "
-            "reported; give a number, or more facts"
-        )
+    check_tuning(tuning)
+    assert tuning is not None and tuning.score is not None
     points: list[PathPoint] = []
     applied = AppliedEdits(solver.model)
     with progress_bar(shown=progress) as bar:
@@ -117,6 +114,15 @@ def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, pro
             if len(points) == RIDGES:
                 waiting = _between_neighbors([point.rho for point in points], best(points).rho)
     return broadcast_object(sorted(points, key=lambda point: point.rho))
+
+
+def check_tuning(tuning: Tuning | None) -> None:
+    """Raise an ``InputError`` unless there are rows to score by, and something that scores them."""
+    if tuning is None or not tuning.rows or tuning.score is None:
+        raise InputError(
+            "ridge: 'auto' chooses by scores, but none of the tuning facts has a target_true and prompts that are not "
+            "reported; give a number, or more facts"
+        )
 
 
 def best(points: Sequence[PathPoint]) -> PathPoint:

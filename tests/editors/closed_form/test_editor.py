@@ -234,7 +234,7 @@ def test_other_families_are_edited_by_the_same_code(name: str, tokenizer: PreTra
     editor = Remembering(
         layers=[1],
         values=ValueSearch(context_templates=BARE, **QUICK),
-        second_moment=editkit.SecondMomentSource(num_tokens=4000),
+        second_moment=editkit.SecondMomentSource(text="atlas", num_tokens=4000),
     )
     edited = editkit.edit(model, tokenizer, facts(4), editor, progress=False, evaluate=False)
     assert unreached(editor) < 1e-4
@@ -366,7 +366,9 @@ def other(tokenizer: PreTrainedTokenizerBase) -> Loaded:
 def test_an_editor_used_on_a_second_model_takes_that_model_s_templates_and_layers(atlas: Loaded, other: Loaded) -> None:
     def made() -> EMMET:
         return EMMET(
-            ridge=1.0, values=ValueSearch(num_steps=3), second_moment=editkit.SecondMomentSource(num_tokens=2000)
+            ridge=1.0,
+            values=ValueSearch(num_steps=3),
+            second_moment=editkit.SecondMomentSource(text="atlas", num_tokens=2000),
         )
 
     def edit(loaded: Loaded, editor: EMMET) -> editkit.EditedModel:
@@ -394,5 +396,6 @@ def test_a_model_s_folder_of_second_moments_is_not_taken_for_the_next(
 ) -> None:
     editor = EMMET(ridge=1.0, values=ValueSearch(num_steps=3))
     quiet_edit(atlas, editor, moments, facts(2)).undo()
+    editor.second_moment.text = "atlas"
     editkit.edit(*other, facts(2), editor, progress=False, evaluate=False)  # its own, in the user's cache
     assert editor.second_moment.path is None

@@ -105,7 +105,7 @@ def test_an_editor_used_twice_chooses_twice(atlas: Loaded, moments: Path) -> Non
         num_attention_heads=4, max_position_embeddings=128,
     )  # fmt: skip
     other = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), atlas[1]
-    twice.second_moment = editkit.SecondMomentSource(num_tokens=3000)
+    twice.second_moment = editkit.SecondMomentSource(text="atlas", num_tokens=3000)
     elsewhere = edit(other, twice, given[:3])
     assert elsewhere.edits.about["ridge_path"] != paths[0]
     elsewhere.undo()

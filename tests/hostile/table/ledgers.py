@@ -225,7 +225,7 @@ ROWS: list[Command | Call] = [
     Command("output that is a file", "export --edits $edits --output file", r"output: .*is a file", {"file": "x"}),
     Command("output below a file", "export --edits $edits --output file/out", r"output: ", {"file": "x"}),
     Call(
-        "edits of another model",
+        "edits of another model in Python",
         lambda _, p: load_edits(p.edits).apply(load_language_model(str(p.tiny))[0]),
         "fingerprint",
     ),
