@@ -129,10 +129,15 @@ def plain_message(message: str, command: str) -> str:
     return f"{field}: {_reason(text)}, but got {value}; {see}" if keys else f"{field}: {text}; {see}"
 
 
+#: what Python's types are called in messages
+KINDS = {"str": "a text", "float": "a number", "bool": "true or false", "dict": "names with values"}
+
+
 def _reason(text: str) -> str:
     """The first cause that the parser names, without the list of all types that it tried."""
     causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
     told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
     cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
     cause = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", cause).replace("a <class 'int'>", "an integer")
+    cause = re.sub(r"a <class '(\w+)'>", lambda kind: KINDS.get(kind[1], f"a {kind[1]}"), cause)
     return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"
