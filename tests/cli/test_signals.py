@@ -83,7 +83,7 @@ FIT: dict[str, tuple[Point, int, str]] = {
     "generation": (("editkit.callbacks.report", "continue_greedily", 2), signal.SIGUSR1, "goes on"),
     "report": (("editkit.callbacks.report", "atomic_write", 1), signal.SIGTERM, "goes on"),
 }
-QUICK = ("evaluation before", "search", "ledger")
+QUICK = ("evaluation before", "ledger")
 
 
 @pytest.mark.parametrize(
