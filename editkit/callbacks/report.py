@@ -104,7 +104,7 @@ def write_report(
 
 def show_report(console: Console, results: RunResults, metrics: dict[str, Any], title: str) -> None:
     """Print the scores before → after with 95% intervals, and the sample prompts."""
-    if not results.records:
+    if results.facts and not results.records:
         console.print("No scores: nothing was measured.")
     elif not any("ES" in metrics.get(phase, {}) for phase in ("before", "after")):
         console.print(

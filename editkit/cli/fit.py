@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from editkit.callbacks.evaluation import Evaluation
@@ -179,7 +180,9 @@ class EditkitCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write and show the report."""
-        plan = self.datamodule.plan
+        plan, made = self.datamodule.plan, len(self._callback(WeightUpdate).edits.batches)
+        if made < plan.num_batches:
+            rank_zero_warn(f"trainer: the run ended after {made} of {plan.num_batches} batches of edits", stacklevel=2)
         layers = f", layers {self.model.edited_layers}" if isinstance(self.model, ClosedFormEditor) else ""
         edits = self._callback(WeightUpdate).edits
         self._finish(f"{type(self.model).__name__}{layers}, batches of {plan.batch_size}", plan, edits.model, edits)

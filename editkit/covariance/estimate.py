@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -359,6 +360,13 @@ def _estimate(
             error = caught
         raise_on_all_ranks(error)
     if rank_and_size()[0] == 0 and layers:
+        alone = source.tolerance is None and source.num_documents is None
+        if alone and source.num_tokens is not None and module.tokens < source.num_tokens:
+            warnings.warn(
+                f"second_moment.num_tokens: expected {source.num_tokens:,} tokens, but {source.text} has "
+                f"{module.tokens:,}; give a longer text, or take these",
+                stacklevel=2,
+            )
         partial.remove()
 
 

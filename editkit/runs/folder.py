@@ -76,9 +76,9 @@ class RunFolder:
             was = read_mapping((self.path / CONFIG).read_bytes(), CONFIG)
         except (OSError, InputError) as error:
             raise InputError(f"run_dir: {self.path / CONFIG} cannot be read ({error}); choose another") from error
-        if lacking := [name for name in SAME if name not in was]:
+        if SAME[0] not in was:
             raise InputError(
-                f"run_dir: expected the config of an editkit run, but {self.path / CONFIG} has no {lacking[0]}; choose "
+                f"run_dir: expected the config of an editkit run, but {self.path / CONFIG} has no {SAME[0]}; choose "
                 "another"
             )
         return was

@@ -199,7 +199,9 @@ def test_rows_that_do_not_fit_are_warned_about_once(
     long = Fact("Rome", "{} lies in", "Spain", "Italy", paraphrase_prompts=("Rome lies in " * 60,), fact_id="9")
     editor, evaluation = make_editor(), Keeping()
     trainer = make_trainer(evaluation)
-    with pytest.warns(UserWarning, match="1 of 18 rows are longer than the model's context window of 128") as caught:
+    with pytest.warns(
+        UserWarning, match="1 of 18 rows .of fact '9'. are longer than the model's context window of 128"
+    ) as caught:
         trainer.validate(editor, FactsDataModule.of([*facts[:4], long]), verbose=False)
     assert sum("context window" in str(w.message) for w in caught) == 1
     assert evaluation.validations[0].skipped == 1

@@ -295,7 +295,8 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     with monkeypatch.context() as patch:  # permissions stop nobody who may do everything, as tests may
         patch.setattr(editkit.covariance.estimate, "_estimate", never)
         patch.setattr(tempfile, "TemporaryFile", read_only)
-        refused(editable, tokenizer, source, ("second_moment.path", "Read-only", "choose another"))
+        option = "EDITKIT_CACHE" if path is None else "second_moment.path"
+        refused(editable, tokenizer, source, (option, "Read-only", "choose another"))
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "cache" / "moments").exists()
     second_moments(editable, tokenizer, [0], source, progress=False)

@@ -111,9 +111,45 @@ def test_only_one_process_works_in_a_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     folder = RunFolder(tmp_path / "file" / "run")
-    folder.check(text(), resumable=True)
+    with pytest.raises(InputError, match=r"run_dir: .*cannot"):
+        folder.check(text(), resumable=True)
     with pytest.raises(InputError, match=r"run_dir: .*cannot"):
         folder.open(text())
+
+
+def test_what_came_to_nothing_is_begun_anew_with_other_settings(tmp_path: Path) -> None:
+    begun(tmp_path / "run").close()
+    for left in ("edits/found/batch_00000.step_00000.process_0_of_1.safetensors", "edits/edits.json", "logs/a.csv"):
+        (tmp_path / "run" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / left).write_text("{}")
+    again = text(data={"facts": "atlas", "num_facts": 4})
+    folder = RunFolder(tmp_path / "run")
+    folder.check(again, resumable=True)
+    assert (tmp_path / "run" / "edits").exists()  # nothing is done until all is checked
+    folder.open(again)
+    assert not folder.went_on
+    assert (tmp_path / "run" / CONFIG).read_text(encoding="utf-8") == again
+    folder.close()
+    assert [f.name for f in (tmp_path / "run").iterdir()] == [CONFIG]
+
+
+def test_what_a_stopped_run_found_is_kept_for_the_same_settings(tmp_path: Path) -> None:
+    begun(tmp_path / "run").close()
+    found = tmp_path / "run" / "edits" / "found" / "batch_00000.step_00000.process_0_of_1.safetensors"
+    found.parent.mkdir(parents=True)
+    found.write_text("values")
+    folder = begun(tmp_path / "run")
+    assert folder.went_on and found.read_text() == "values"
+    folder.close()
+
+
+@pytest.mark.parametrize("left", ["edits/batch_00000.safetensors", "records/before.jsonl", "metrics.json", "notes.txt"])
+def test_what_is_of_use_is_not_begun_anew(tmp_path: Path, left: str) -> None:
+    begun(tmp_path / "run").close()
+    (tmp_path / "run" / left).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / left).write_text("{}")
+    with pytest.raises(InputError, match=r"run_dir: expected the settings of the run"):
+        RunFolder(tmp_path / "run").check(text(report={"samples": 5}), resumable=True)
 
 
 def test_closing_without_opening_does_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +108,7 @@ class ClosedFormEditor(Editor):
         self._preserved = PreservedKeys({})
         self._folder: str | None = None
         self._contradicted: dict[str, str] = {}  # facts that contradict earlier ones, and which
+        self._ready_for: tuple[list[int], dict[str, Any]] | None = None  # layers and source that were looked at
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
 
@@ -118,7 +119,7 @@ class ClosedFormEditor(Editor):
         super().attach(model, tokenizer)
         self._templates, self._searcher, self._rho, self._findings = None, None, None, {}
         self._preserved = PreservedKeys({})
-        self._folder = None
+        self._folder = self._ready_for = None
 
     def keep_second_moments_in(self, folder: str | Path) -> None:
         """Take the second moments of the model at hand from a folder, or keep them there; forgotten with the model."""
@@ -256,7 +257,10 @@ class ClosedFormEditor(Editor):
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
         if self.needs_tuning:
             check_tuning(plan.tuning)
-        check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
+        asked = (list(self.edited_layers), asdict(self._source))
+        if self._ready_for != asked:  # a plan is made twice, and weights are long to hash
+            check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
+            self._ready_for = asked
         templates = [template for group in self.templates for template in group]
         facts = [*plan.facts, *(plan.tuning.facts if plan.tuning is not None else ())]
         check_room(facts, self.tokenizer, self.editable.context, templates, self.values.kl_prompt)

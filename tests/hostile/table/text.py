@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from hostile import Command
+
+from editkit.atlas.builtin import DEFAULT, resolve
 
 SENTENCES = "the lonely castle stands. " * 2000
 LINE = '{"text": "a castle of the century stands there"}\n'
@@ -46,6 +50,13 @@ OPTIONS = {
 }
 
 
+def _documents(count: int) -> list[str]:
+    """Of the atlas's own prose."""
+    built_in = resolve(DEFAULT)
+    assert built_in is not None
+    return list(islice(built_in.documents(3), count))
+
+
 def _named(text: str) -> str:
     return text[:40]
 
@@ -68,6 +79,19 @@ ROWS = [
         "fit with a text that is rather short",
         f"{FIT} --model.second_moment.path=m --model.second_moment.text=rather-short.txt",
         r"second_moment\.num_tokens: expected at least d_in = 1,536 tokens .* got 1,\d\d\d",
+        FILES,
+    ),
+    Command(
+        "fewer tokens than asked for",
+        f"{COVARIANCE} --second_moment.text=varied.txt --second_moment.num_tokens=400000",
+        r"second_moment\.num_tokens: expected 400,000 tokens, but varied\.txt has",
+        lambda folder, places: (folder / "varied.txt").write_text("\n\n".join(_documents(300)), encoding="utf-8"),
+        code=0,
+    ),
+    Command(
+        "windows that are longer than the context window",
+        f"{COVARIANCE} --second_moment.text=dir/a.txt --second_moment.max_length=1000 --second_moment.packing=true",
+        r"second_moment\.max_length: expected at most the model's context window of 256 tokens",
         FILES,
     ),
     *(
