@@ -65,6 +65,7 @@ def test_the_same_run_goes_on_and_keeps_its_config(tmp_path: Path) -> None:
 )
 def test_another_run_is_refused_by_what_differs(tmp_path: Path, changes: dict[str, Any], told: tuple[str, ...]) -> None:
     begun(tmp_path / "run").close()
+    (tmp_path / "run" / "records").mkdir()
     with pytest.raises(InputError, match=r"^run_dir: ") as error:
         RunFolder(tmp_path / "run").check(text(**changes), resumable=True)
     assert all(word in str(error.value) for word in told), error.value
