@@ -220,7 +220,7 @@ def test_a_new_editor_is_a_short_subclass(atlas: Loaded, moments: Path) -> None:
 
 def test_an_editor_without_a_solve_says_what_to_write(atlas: Loaded, moments: Path) -> None:
     before = weights(atlas[0])
-    with pytest.raises(TypeError, match=r"ClosedFormEditor must override solve\(problem\)"):
+    with pytest.raises(InputError, match=r"ClosedFormEditor is a base of editors and leaves solve\(problem\)"):
         quiet_edit(atlas, ClosedFormEditor(layers=[1], values=ValueSearch(**QUICK)), moments, facts(1))
     assert same(atlas[0], before)
 
