@@ -28,9 +28,9 @@ from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.emmet import EMMET
 from editkit.edits import AppliedEdits, Edits
 from editkit.evaluation.ridge_path import write_path
-from editkit.models.soundness import check_tokenizer
+from editkit.models.soundness import check_model, check_tokenizer
 from editkit.utils.distributed import on_device
-from editkit.utils.errors import InputError, shorten
+from editkit.utils.errors import InputError, describe
 from editkit.utils.quiet import quiet_lightning
 from editkit.utils.signals import leave_signals
 
@@ -162,7 +162,10 @@ def edit(
         InputError: an argument of another kind, or facts, layers or model that do not fit. The model is then as it
             was, as after any exception.
     """
-    _check_model(model, tokenizer)
+    check_model(model)
+    if any(p.is_inference() for p in model.parameters()):
+        raise InputError("model: expected weights that gradients go through, but got some of inference mode; load anew")
+    check_tokenizer(tokenizer, model, "tokenizer")
     given = as_facts(facts)
     editor = _as_editor(editor)
     _check_options(second_moment, batch_size, mode, evaluate, progress)
@@ -184,33 +187,13 @@ def edit(
             module.training = training
 
 
-def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not isinstance(model, PreTrainedModel):
-        load = f"editkit.load_language_model({model!r})" if isinstance(model, str) else "AutoModelForCausalLM"
-        raise InputError(
-            f"model: expected a model of transformers in memory, not wrapped in another, but got {_shown(model)}; load "
-            f"it with {load}"
-        )
-    if any(p.is_meta for p in model.parameters()):
-        raise InputError("model: expected weights in memory, but some are offloaded (meta device); load it whole")
-    if any(p.is_inference() for p in model.parameters()):
-        raise InputError(
-            "model: expected weights that gradients go through, but got some of inference mode; load it outside"
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(
-            f"tokenizer: expected the model's tokenizer, but got {_shown(tokenizer)}; load it with AutoTokenizer"
-        )
-    check_tokenizer(tokenizer, model, "tokenizer")
-
-
 def _as_editor(editor: Editor | type[Editor] | None) -> Editor:
     if editor is None:
         return EMMET()
     kind = editor if isinstance(editor, type) else type(editor)
     if not issubclass(kind, Editor):
         raise InputError(
-            f"editor: expected an editor such as editkit.EMMET(layers=[5]), but got {_shown(editor)}; give one, or "
+            f"editor: expected an editor such as editkit.EMMET(layers=[5]), but got {describe(editor)}; give one, or "
             "leave it out for editkit.EMMET()"
         )
     solves = not issubclass(kind, ClosedFormEditor) or kind.solve is not ClosedFormEditor.solve
@@ -236,7 +219,7 @@ def _check_options(
 ) -> None:
     def check(name: str, value: object, expected: str, good: bool, remedy: str) -> None:
         if not good:
-            raise InputError(f"{name}: expected {expected}, but got {_shown(value)}; {remedy}")
+            raise InputError(f"{name}: expected {expected}, but got {describe(value)}; {remedy}")
 
     is_folder = isinstance(second_moment, (str, Path)) and bool(str(second_moment).strip())
     check(
@@ -258,13 +241,6 @@ def _check_options(
     check("mode", mode, f"one of {', '.join(map(repr, modes))}", mode in modes, "choose one")
     check("evaluate", evaluate, "True or False", isinstance(evaluate, bool), "choose one")
     check("progress", progress, "True or False", isinstance(progress, bool), "choose one")
-
-
-def _shown(value: object) -> str:
-    """A value of another kind in a message: short ones as they are, others by their kind."""
-    if value is None or isinstance(value, (str, int, float, list, tuple, dict)):
-        return shorten(value)
-    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
 
 
 @dataclass(frozen=True)

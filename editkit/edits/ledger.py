@@ -19,7 +19,9 @@ from editkit.edits.prompt_edit import PromptEdit
 from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import SAMPLED, fingerprint_like
 from editkit.models.loading import load_tokenizer
-from editkit.utils.errors import InputError
+from editkit.models.soundness import check_model, check_tokenizer
+from editkit.utils.errors import InputError, describe
+from editkit.utils.files import user_path
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Edits:
 
     def save(self, path: str | Path) -> None:
         """Write ``edits.json`` and one ``batch_*.safetensors`` per batch into the folder ``path``."""
-        folder = Path(path)
+        folder = user_path(path, "edits")
         for index, batch in enumerate(self.batches):
             write_batch(folder, index, batch, self.model)
         self.save_index(folder)
@@ -85,6 +87,11 @@ class Edits:
                 a tokenizer that is wanted and cannot be found, or several independent batches and none chosen. The
                 model is then as it was.
         """
+        check_model(model)
+        if not isinstance(force, bool):
+            raise InputError(f"force: expected True or False, but got {describe(force)}; choose one")
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, model, "tokenizer")
         chosen = self.chosen(batch)
         if model in self._applied:
             raise InputError("model: expected an unedited model, but these edits act on it already; undo them first")
@@ -124,6 +131,7 @@ class Edits:
         Raises:
             InputError: this ledger was not applied to that model.
         """
+        check_model(model)
         applied = self._applied.pop(model, None)
         if applied is None:
             raise InputError("model: expected a model to which these edits were applied, but this one is not; load it")
@@ -149,9 +157,10 @@ class Edits:
 
     def check_batch(self, batch: int) -> None:
         """Raise an ``InputError`` unless there is a batch of that number."""
-        if not 0 <= batch < len(self.batches):
+        if type(batch) is not int or not 0 <= batch < len(self.batches):
             raise InputError(
-                f"batch: expected the number of a batch, 0 to {len(self.batches) - 1}, but got {batch}; choose another"
+                f"batch: expected the number of a batch, 0 to {len(self.batches) - 1}, but got {describe(batch)}; "
+                "choose another"
             )
 
     def chosen(self, batch: int | None = None) -> Sequence[EditBatch]:
@@ -187,5 +196,5 @@ def load_edits(path: str | Path) -> Edits:
     Raises:
         InputError: no ledger there, a truncated or foreign file, or a newer schema.
     """
-    header, batches = read_ledger(Path(path).expanduser())
+    header, batches = read_ledger(user_path(path, "edits"))
     return Edits(batches, **header)

@@ -22,8 +22,9 @@ from editkit.functional.delta import Delta
 from editkit.functional.truncation import truncated_svd
 from editkit.models.editable import EditableModel
 from editkit.models.fingerprint import fingerprint
+from editkit.models.soundness import check_model
 from editkit.utils.errors import InputError
-from editkit.utils.files import atomic_write_folder, check_new_folder
+from editkit.utils.files import atomic_write_folder, check_new_folder, user_path
 
 LOAD = """from peft import PeftModel
 {imported}
@@ -91,7 +92,8 @@ def export_adapter(
         InputError: a rank that none has, edits that change no weights or others than those of linear maps, a folder
             with something in it or that cannot be written, or what ``Edits.apply`` raises.
     """
-    folder = check_new_folder(Path(output), "output")
+    check_model(model)
+    folder = check_new_folder(user_path(output, "output"), "output")
     changes = changes_of(edits, batch, rank)
     name = lm or model.config.name_or_path or type(model).__name__
     edits.apply(model, batch)  # which checks model, shapes and hashes

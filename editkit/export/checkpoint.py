@@ -10,7 +10,8 @@ from editkit.edits import Edits
 from editkit.export.card import model_card
 from editkit.export.changes import changes_of
 from editkit.models.fingerprint import fingerprint
-from editkit.utils.files import atomic_write_folder, check_new_folder
+from editkit.models.soundness import check_model, check_tokenizer
+from editkit.utils.files import atomic_write_folder, check_new_folder, user_path
 from editkit.utils.manifest import write_manifest
 from editkit.utils.quiet import no_loading_bars
 
@@ -47,7 +48,9 @@ def export_checkpoint(
         InputError: there is something in the folder, it cannot be written, the edits are not of weights, or what
             ``Edits.apply`` raises.
     """
-    folder = check_new_folder(Path(output), "output")
+    check_model(model)
+    check_tokenizer(tokenizer, field="tokenizer")
+    folder = check_new_folder(user_path(output, "output"), "output")
     changes_of(edits, batch)  # or there is nothing to ship
     name = lm or model.config.name_or_path or type(model).__name__
     edits.apply(model, batch)

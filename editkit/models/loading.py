@@ -162,21 +162,20 @@ def _local_folder(lm: str | Path) -> Path | None:
         raise InputError(f"lm: expected 'atlas', a checkpoint folder, or a hub name, but got {shorten(lm)}; give one")
     if (built_in := resolve(str(lm))) is not None:
         return built_in.model
+    shown = shorten(str(lm), 300)
     try:
         folder = Path(lm).expanduser()
         if not (isinstance(lm, Path) or lm.startswith((".", "/", "~")) or folder.exists()):
             return None
         if folder.is_file():
-            raise InputError(
-                f"lm: expected a folder with a checkpoint, but {shorten(str(lm))} is a file; give its folder"
-            )
+            raise InputError(f"lm: expected a folder with a checkpoint, but {shown} is a file; give its folder")
         if not (folder / CONFIG).is_file() and not (folder / ADAPTER).is_file():
             raise InputError(
-                f"lm: expected a folder with a Hugging Face checkpoint (config.json), but {shorten(str(lm))} has none"
+                f"lm: expected a folder with a Hugging Face checkpoint (config.json), but {shown} has none"
             )
     except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be read, nobody's home
         raise InputError(
-            f"lm: expected 'atlas', a checkpoint folder, or a hub name, but {shorten(str(lm))} cannot be looked up "
+            f"lm: expected 'atlas', a checkpoint folder, or a hub name, but {shown} cannot be looked up "
             f"({one_line(error)}); check the name"
         ) from error
     return folder

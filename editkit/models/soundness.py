@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editkit.models.checkpoint import StoredTensor, listed, one_line
 from editkit.models.editable import EditableModel
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, describe
 
 SAMPLE = "The capital of France is Paris, and 1 + 2 = 3."
 
@@ -84,6 +84,22 @@ def check_finite(model: PreTrainedModel) -> None:
             )
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no model of transformers with its weights in memory.
+
+    Raises:
+        InputError: as said.
+    """
+    if not isinstance(model, PreTrainedModel):
+        load = f"editkit.load_language_model({model!r})" if isinstance(model, str) else "AutoModelForCausalLM"
+        raise InputError(
+            f"model: expected a model of transformers in memory, not wrapped in another, but got {describe(model)}; "
+            f"load it with {load}"
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError("model: expected weights in memory, but some are offloaded (meta device); load it whole")
+
+
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None, field: str = "lm"
 ) -> None:
@@ -100,6 +116,10 @@ def check_tokenizer(
     Raises:
         InputError: as said.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"{field}: expected the model's tokenizer, but got {describe(tokenizer)}; load it with AutoTokenizer"
+        )
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise InputError(

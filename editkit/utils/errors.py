@@ -41,6 +41,18 @@ def shorten(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def describe(value: object) -> str:
+    """Show what came in the place of something else: plain values as they are, other objects by their kind.
+
+    Example:
+        >>> describe("gpt2"), describe(dict), describe(object())
+        ("'gpt2'", 'the class dict', 'an object of object')
+    """
+    if value is None or isinstance(value, (str, bytes, int, float, list, tuple, dict)):
+        return shorten(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
+
+
 def field_error(field: str, expected: str, came: object, remedy: str) -> InputError:
     """Build the error about one field, in the wording that all of editkit uses.
 

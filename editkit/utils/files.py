@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from editkit.utils.errors import InputError, shorten
+from editkit.utils.errors import InputError, describe, shorten
 from editkit.utils.signals import hold
 
 
@@ -30,8 +30,11 @@ def user_path(given: str | Path, field: str) -> Path:
         field: name of the option that it was given by, for the message.
 
     Raises:
-        InputError: there can be no such path: nobody's home, too long a name, a place that must not be looked at.
+        InputError: there can be no such path: another kind of value, an empty one, nobody's home, too long a name, a
+            place that must not be looked at.
     """
+    if not isinstance(given, (str, Path)) or not str(given).strip():
+        raise InputError(f"{field}: expected a path, but got {describe(given)}; give one")
     try:
         path = Path(given).expanduser()
         path.exists()

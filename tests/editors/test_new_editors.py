@@ -206,12 +206,11 @@ def test_a_prompt_edit_acts_on_what_transformers_generates(runs: dict[str, Path]
     assert "generate" not in model.__dict__
 
 
-def test_a_ledger_runs_no_foreign_code(runs: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "edits"
-    shutil.copytree(finished("codebook.CodebookEditor", runs) / "edits", folder)
-    file = folder / "batch_00000.safetensors"
-    raw = file.read_bytes()
-    assert b"codebook.Codebook" in raw
-    file.write_bytes(raw.replace(b"codebook.Codebook", b"foreign_.Codebook"))
+def test_a_ledger_runs_no_foreign_code(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = editkit.load_edits(finished("codebook.CodebookEditor", runs) / "edits")
+    edit = ledger.batches[0].edit
+    assert isinstance(edit, editkit.ModuleEdit)
+    monkeypatch.setattr(type(edit.module), "path", classmethod(lambda cls: "foreign.Codebook"))
+    ledger.save(tmp_path / "edits")
     with pytest.raises(editkit.InputError, match="imports nothing by itself"):
-        editkit.load_edits(folder)
+        editkit.load_edits(tmp_path / "edits")

@@ -79,7 +79,39 @@ def slow_tokenizer(folder: Path, places: Places) -> None:
 
 
 def gpt2(**sizes: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(**{"vocab_size": 4096, "n_embd": 8, "n_layer": 1, "n_head": 1} | sizes))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            bos_token_id=0, eos_token_id=0, **{"vocab_size": 4096, "n_embd": 8, "n_layer": 1, "n_head": 1} | sizes
+        )
+    )
+
+
+def apply(**given: Any) -> Callable[..., None]:
+    """A ledger of the atlas's, applied with an argument of the wrong kind."""
+
+    def call(folder: Path, places: Places) -> None:
+        model, _ = load_language_model("atlas")
+        before = state(model)
+        try:
+            editkit.load_edits(places.edits).apply(**{"model": model} | given)
+        finally:
+            assert same_state(model, before)
+
+    return call
+
+
+def export(**given: Any) -> Callable[..., None]:
+    """A checkpoint of the atlas, edited, with an argument of the wrong kind."""
+
+    def call(folder: Path, places: Places) -> None:
+        model, tokenizer = load_language_model("atlas")
+        arguments = {"model": model, "tokenizer": tokenizer, "output": folder / "out"} | given
+        try:
+            editkit.export_checkpoint(editkit.load_edits(places.edits), **arguments)
+        finally:
+            assert not any(folder.iterdir())
+
+    return call
 
 
 def of_inference(folder: Path, places: Places) -> None:
@@ -164,6 +196,37 @@ ROWS = [
     Call("evaluate as a number", edit(evaluate=1), r"evaluate: .*1"),
     Call("progress that is nothing", edit(progress=None), r"progress: .*nothing"),
     Call("progress in words", edit(progress="bar"), r"progress: .*'bar'"),
+    # ledgers
+    *[
+        Call(f"a ledger at {given!r}", lambda folder, places, given=given: editkit.load_edits(given), r"edits: .*path")
+        for given in (5, None, "", [1], b"x")
+    ],
+    *[
+        Call(
+            f"edits kept at {given!r}",
+            lambda folder, places, given=given: editkit.load_edits(places.edits).save(given),
+            r"edits: .*path",
+        )
+        for given in (5, None, "")
+    ],
+    Call("edits of a model by its name", apply(model="gpt2"), r"model: .*'gpt2'"),
+    Call("edits of no model", apply(model=None), r"model: .*nothing"),
+    Call("edits of a module", apply(model=torch.nn.Linear(2, 2)), r"model: .*Linear"),
+    Call("a batch in words", apply(batch="0"), r"batch: .*0 to 1.*'0'"),
+    Call("half a batch", apply(batch=1.5), r"batch: .*0 to 1.*1\.5"),
+    Call("a batch that is True", apply(batch=True), r"batch: .*0 to 1.*True"),
+    Call("a batch that is not there", apply(batch=99), r"batch: .*0 to 1.*99"),
+    Call("force in words", apply(force="no"), r"force: .*'no'"),
+    Call("edits with a tokenizer by its name", apply(tokenizer="gpt2"), r"tokenizer: .*'gpt2'"),
+    Call(
+        "edits taken off a name",
+        lambda folder, places: editkit.load_edits(places.edits).undo("gpt2"),
+        r"model: .*'gpt2'",
+    ),
+    # what is written
+    Call("a checkpoint of a name", export(model="gpt2"), r"model: .*'gpt2'"),
+    Call("a checkpoint without a tokenizer", export(tokenizer=None), r"tokenizer: .*nothing"),
+    Call("a checkpoint in a number", export(output=5), r"output: .*5"),
     # what is read
     Call("a model to load that is a number", lambda folder, places: load_language_model(5), r"lm: .*5"),
     Call("a model to load that is nothing", lambda folder, places: load_language_model(None), r"lm: .*nothing"),
