@@ -47,14 +47,15 @@ def batch_file(folder: Path, index: int) -> Path:
     return folder / f"batch_{index:05d}.safetensors"
 
 
-def write_batch(folder: Path, index: int, batch: EditBatch, model: str) -> None:
+def write_batch(folder: Path, index: int, batch: EditBatch, model: str | None = None) -> None:
     """Write one batch, whole or not at all; with this it is done.
 
     Args:
         folder: of the ledger.
         index: the batch's number.
         batch: the batch.
-        model: the unedited model's fingerprint, so that no file of another ledger is taken for one of this.
+        model: the unedited model's fingerprint, so that no file of another ledger is taken for one of this; None: not
+            said.
     """
     groups = {EDIT: batch.edit.tensors(), STATE: batch.edit.state, SKETCH: batch.sketches, SAMPLE: batch.samples}
     tensors = {f"{group}:{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
@@ -147,7 +148,7 @@ def _read_file(file: Path, number: int, model: str, listed: list[Entry], schema:
         tensors, about = read_sealed(file)
     except BrokenSeal as error:
         raise BrokenSeal(f"{file.name}: {error}") from error
-    if (about["number"], about["model"]) != (number, model):
+    if about["number"] != number or about["model"] not in (model, None):
         raise BrokenSeal(f"{file.name} is batch {about['number']} of a ledger of the model {about['model']}")
     batch = _batch(about["batch"], tensors)
     if schema == SCHEMA and number < len(listed) and seal(listed[number]) != seal(about["batch"]):

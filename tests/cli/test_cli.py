@@ -172,7 +172,7 @@ def test_bad_facts(tmp_path: Path, record: object, told: tuple[str, ...], capsys
         (["--model.layers=[9]"], ("layers", "0 to 3", "9")),
         (["--model=editkit.Nope"], ("model", "editkit.EMMET", "editkit.Nope")),
         (["--model=Nope"], ("model", "editkit.EMMET", "'Nope'")),
-        (["--model.lm=nobody/nothing"], ("lm", "nobody/nothing", "folder")),
+        (["--model.lm=nobody/nothing", "--model.second_moment.text=atlas"], ("lm", "nobody/nothing", "folder")),
         (["--model.ridge=-1"], ("model.ridge", ">= 0", "-1")),
         (["--model.rigde=1"], ("model.rigde", "no such option", "--model.help")),
         (["--model.dtype=int8"], ("dtype", "bfloat16", "int8")),

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from editkit import EMMET
 from editkit.cli.main import main
-from editkit.models.fingerprint import tensor_hash
 from editkit.models.loading import load_language_model
+from editkit.utils.hashes import tensor_hash
 from editkit.utils.signals import AGAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +246,7 @@ def test_importing_ends_at_once(command: str, number: int, tmp_path: Path) -> No
 WAITING = """
 import os, sys, threading, time
 from editkit.utils import signals
+from editkit.utils.hashes import tensor_hash
 signals.UNANSWERED = signals.UNWINDING = signals.HELD = 0.5
 with signals.stopping(until_exit=True) as stop:
     stop.begin()

@@ -36,7 +36,7 @@ def test_batches_of_the_paper_s_table_are_drawn_without_replacement(tmp_path: Pa
     assert subjects != drawn(batch_size=64, num_batches=5, seed=2)
     assert subjects[:12] == drawn(batch_size=4, num_batches=3, seed=1)  # the same draw, whatever the batches
     for options, told in (
-        ({"batch_size": 256, "num_batches": "paper"}, "5 batches of 256 are 1280 facts, but .* has 400"),
+        ({"batch_size": 256, "num_batches": "paper"}, "5 batches of 256 would be 1,280 facts, but .* has 400"),
         ({"batch_size": 5, "num_batches": "paper"}, "4, 16, 64"),
         ({"num_batches": 2}, "batch_size None"),
         ({"batch_size": 4, "num_batches": 2, "num_facts": 8}, "num_facts 8"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from editkit.models.fingerprint import tensor_hash
+from editkit.utils.hashes import tensor_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS, BATCH = 10, 3  # four batches of edits, the last of one fact

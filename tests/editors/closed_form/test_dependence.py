@@ -41,7 +41,7 @@ def test_facts_whose_keys_depend_on_others(atlas: Loaded, moments: Path, choice:
     )
     before = weights(atlas[0])
     if choice == "fail":
-        with pytest.raises(InputError, match=r"model.dependent: .* 1 facts \(Zzyzx\)"):
+        with pytest.raises(InputError, match=r"model.dependent: .* of 1 fact \(Zzyzx\)"):
             editor.edit_for(vectors)
         assert all(torch.equal(p, before[name]) for name, p in atlas[0].named_parameters())
         return

@@ -53,8 +53,8 @@ EDITOR = {
 }
 TRAINER = {
     "limit_train_batches=0": r"trainer\.limit_train_batches: expected null or 1\.0",
-    "limit_train_batches=1": r"trainer\.limit_train_batches",
-    "limit_val_batches=1": r"trainer\.limit_val_batches",
+    "limit_train_batches=2": r"trainer\.limit_train_batches",
+    "limit_val_batches=2": r"trainer\.limit_val_batches",
     "limit_val_batches=0.5": r"trainer\.limit_val_batches",
     "limit_val_batches=-1": r"trainer\.limit_val_batches",
     "max_epochs=0": r"trainer\.max_epochs: expected -1 or the number of batches",

@@ -88,12 +88,6 @@ ROWS = [
         lambda folder, places: (folder / "varied.txt").write_text("\n\n".join(_documents(300)), encoding="utf-8"),
         code=0,
     ),
-    Command(
-        "windows that are longer than the context window",
-        f"{COVARIANCE} --second_moment.text=dir/a.txt --second_moment.max_length=1000 --second_moment.packing=true",
-        r"second_moment\.max_length: expected at most the model's context window of 256 tokens",
-        FILES,
-    ),
     *(
         Command(f"covariance with {option}", f"{COVARIANCE} --second_moment.{option}", line, FILES)
         for option, line in OPTIONS.items()
