@@ -18,7 +18,8 @@ from editkit.callbacks import Evaluation, Report, WeightUpdate
 from editkit.covariance import factored_second_moments
 from editkit.data.facts import Fact
 from editkit.data.module import FactsDataModule, group_by_key
-from editkit.data.plan import RunPlan
+from editkit.data.plan import RunPlan, Tuning
+from editkit.data.rows import EvaluationRow
 from editkit.editors import EMMET, MEMIT, ROME, ClosedFormEditor, LastLayer, LayerProblem, SquareRootSpread, ValueSearch
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import AppliedEdits, EditBatch, WeightEdit
@@ -347,7 +348,10 @@ def test_earlier_keys_need_sequential_batches_and_a_ridge(atlas: Loaded) -> None
             editor.check(RunPlan(plan.facts, 1, sequential=sequential))
     fine = EMMET(layers=[1], earlier_keys="auto", ridge="auto")
     fine.attach(*atlas)
-    fine.check(RunPlan(plan.facts, 1, sequential=True))
+    row = EvaluationRow(0, 0, 0, "Rome is in", "Peru", "Italy")
+    fine.check(RunPlan(plan.facts, 1, sequential=True, tuning=Tuning((), (row,), lambda rows: {})))
+    with pytest.raises(InputError, match="'auto' chooses by scores"):
+        fine.check(RunPlan(plan.facts, 1, sequential=True))
 
 
 # ---------------------------------------------------------------- used again
