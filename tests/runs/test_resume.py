@@ -116,5 +116,5 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
             read_run(tmp_path)
     part.write_text(whole, encoding="utf-8")
     batch_file(tmp_path / EDITS, 0).write_bytes(b"none")
-    with pytest.raises(InputError, match="edits: expected .* as editkit wrote it"):
+    with pytest.raises(InputError, match=r"edits: expected .* as editkit wrote it"):
         read_run(tmp_path)
