@@ -1,15 +1,12 @@
-"""Second moments of the keys over text: ``estimate`` finds or makes them, ``accumulate`` adds up, ``folder`` keeps."""
+"""Second moments of the keys over text.
 
-from editkit.covariance.estimate import (
-    SecondMomentSource,
-    check_can_keep,
-    check_has_text,
-    check_ready,
-    check_source,
-    ensure,
-    factored_second_moments,
-    second_moments,
-)
+``source`` says where they come from, ``wanted`` what is asked for and what there is, ``estimate`` finds or makes them,
+``accumulate`` adds up, ``folder`` keeps.
+"""
+
+from editkit.covariance.estimate import ensure, factored_second_moments, second_moments
+from editkit.covariance.source import SecondMomentSource, check_can_keep, check_has_text, check_source
+from editkit.covariance.wanted import check_ready
 
 __all__ = [
     "SecondMomentSource",
