@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
+from inspect import signature
 from typing import Any, Literal, get_type_hints
 
 import lightning as L
@@ -109,10 +110,12 @@ class Editor(L.LightningModule):
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method edit"
             )
         hints: dict[str, Any] = {}
+        left_out: set[str] = set()  # None by default, whatever their types say
         for base in reversed(type(self).__mro__):
             with contextlib.suppress(KeyError, NameError, TypeError):  # of an __init__ without, or with unknown types
                 hints |= get_type_hints(base.__dict__["__init__"])
-        check_numbers(self.hparams, hints, "model")
+                left_out |= {n for n, p in signature(base.__dict__["__init__"]).parameters.items() if p.default is None}
+        check_numbers({n: v for n, v in self.hparams.items() if v is not None or n not in left_out}, hints, "model")
 
     def check(self, plan: RunPlan) -> None:
         """Raise an ``InputError`` where settings do not go with the plan; called before anything is measured."""

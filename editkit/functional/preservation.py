@@ -1,17 +1,13 @@
-"""What a weight change must leave as it is: H of the one solve, factored as H = FFᵀ.
-
-    Δ = R (KᵀHK + ρI)⁻¹ KᵀH
+"""What a weight change must leave as it is: H of the one solve, Δ = R (KᵀHK + ρI)⁻¹ KᵀH, factored as H = FFᵀ.
 
 Every H here is B S⁻¹ Bᵀ with S = LLᵀ positive definite and B orthonormal columns (or all of the space), so F = B L⁻ᵀ,
 and whitened keys are FᵀK = L⁻¹BᵀK. H is singular where B spans less than the space: then keys can change the weight
 along B alone.
 
-| function | H | used by |
-|---|---|---|
-| ``second_moment`` | (wC + μI + M)⁻¹ | ROME, EMMET, MEMIT, PMET; with M sequential MEMIT, ENCORE, LyapLock |
-| ``null_space`` | P(PMP + L₂I)⁻¹P | AlphaEdit |
-| ``neurons`` | S(Sᵀ(wC + M)S)⁻¹Sᵀ | NSE |
-| ``identity`` | (I + M)⁻¹ | MALMEN, RLEdit, UltraEdit; with M SimIE |
+- ``second_moment``: (wC + μI + M)⁻¹, of ROME, EMMET, MEMIT, PMET; with M sequential MEMIT, ENCORE, LyapLock;
+- ``null_space``: P(PMP + L₂I)⁻¹P, of AlphaEdit;
+- ``neurons``: S(Sᵀ(wC + M)S)⁻¹Sᵀ, of NSE;
+- ``identity``: (I + M)⁻¹, of MALMEN, RLEdit, UltraEdit; with M SimIE.
 """
 
 from __future__ import annotations

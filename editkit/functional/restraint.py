@@ -25,9 +25,9 @@ def top_share(
         delta: Δ.
         weight: W, the current one, (d_out, d_in).
         share: of the n entries that are kept, 0 < share ≤ 1.
-        code: "alphaedit": those with |Δ/(W + 1e-8)| at least the ⌊(1 − share)n⌋-th smallest, as AlphaEdit's code has
-            it (share 0.4); "rect": all but the ⌊(1 − share)n⌋ with the smallest |Δ/W|, as the paper's has it (share
-            0.2).
+        code: "alphaedit": those with abs(Δ/(W + 1e-8)) at least the ⌊(1 − share)n⌋-th smallest, as AlphaEdit's code
+            has it (share 0.4); "rect": all but the ⌊(1 − share)n⌋ with the smallest abs(Δ/W), as the paper's has it
+            (share 0.2).
 
     Raises:
         InputError: shapes that do not fit, or a share outside (0, 1].

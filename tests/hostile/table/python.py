@@ -181,6 +181,18 @@ ROWS = [
     Call("batches of none", edit(batch_size=0), r"batch_size: .*0"),
     Call("batches below 0", edit(batch_size=-2), r"batch_size: .*-2"),
     Call("batches of a half", edit(batch_size=1.5), r"batch_size: .*1\.5"),
+    *(
+        Call(f"an editor with {name} {value!r}", edit(editor=editkit.EMMET(layers=[0], **{name: value})), line)
+        for name, value, line in (
+            ("ridge", "x", r"model\.ridge: expected a number or 'auto', but got 'x'"),
+            ("ridge", None, r"model\.ridge: expected a number or 'auto'"),
+            ("values", 5, r"model\.values: expected a ValueSearch or None, but got 5"),
+            ("spread", 5, r"model\.spread: expected a Spread"),
+            ("second_moment", "moments", r"model\.second_moment: expected a SecondMomentSource or None"),
+            ("earlier_keys", "x", r"model\.earlier_keys: expected a number or 'auto'"),
+            ("dependent", "x", r"model\.dependent: expected 'keep' or 'drop' or 'fail'"),
+        )
+    ),
     Call("batches in words", edit(batch_size="2"), r"batch_size: .*'2'"),
     Call("batches of True", edit(batch_size=True), r"batch_size: .*True"),
     Call("batches larger than the facts", edit(batch_size=3), r"batch_size: .*1 facts?.*3"),
