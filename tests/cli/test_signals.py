@@ -78,7 +78,7 @@ FIT: dict[str, tuple[Point, int, str]] = {
     "evaluation before": (("editkit.callbacks.evaluation", "Evaluator.measure", 1), signal.SIGTERM, "goes on"),
     "search": (("editkit.editors.closed_form.search", "MicroBatch.losses", 14), signal.SIGINT, "goes on"),
     "solve": (("editkit.editors.closed_form.layers", "LayerSolver.solve", 2), signal.SIGINT, "goes on"),
-    "ledger": (("editkit.utils.sealed", "save_file", 5), signal.SIGTERM, "goes on"),
+    "ledger": (("editkit.utils.sealed", "save_file", 7), signal.SIGTERM, "goes on"),
     "evaluation after": (("editkit.callbacks.evaluation", "Evaluator.measure", 3), signal.SIGINT, "goes on"),
     "generation": (("editkit.callbacks.report", "continue_greedily", 2), signal.SIGUSR1, "goes on"),
     "report": (("editkit.callbacks.report", "atomic_write", 1), signal.SIGTERM, "goes on"),
