@@ -33,6 +33,7 @@ from editkit.utils.distributed import on_device
 from editkit.utils.errors import InputError, describe
 from editkit.utils.quiet import quiet_lightning
 from editkit.utils.signals import leave_signals
+from editkit.utils.words import counted
 
 Mode = Literal["independent", "sequential"]
 
@@ -116,10 +117,10 @@ class EditedModel:
 
     def __repr__(self) -> str:
         facts, batches = sum(len(done.facts) for done in self.edits.batches), len(self.edits.batches)
-        counted = f"{facts} fact{'s' * (facts != 1)} in {batches} batch{'es' * (batches != 1)}"
+        done = f"{counted(facts, 'fact')} in {counted(batches, 'batch', 'batches')}"
         layers = f", layers {self.edits.about['layers']}" if "layers" in self.edits.about else ""
         made = f"{type(self.model).__name__} by {type(self._run.editor).__name__}"
-        return f"<EditedModel: {made}, {counted}{layers}{', undone' if self._undone else ''}>"
+        return f"<EditedModel: {made}, {done}{layers}{', undone' if self._undone else ''}>"
 
     def __enter__(self) -> EditedModel:
         return self
@@ -196,11 +197,11 @@ def _as_editor(editor: Editor | type[Editor] | None) -> Editor:
             f"editor: expected an editor such as editkit.EMMET(layers=[5]), but got {describe(editor)}; give one, or "
             "leave it out for editkit.EMMET()"
         )
-    solves = not issubclass(kind, ClosedFormEditor) or kind.solve is not ClosedFormEditor.solve
-    if kind.edit is Editor.edit or (kind.edit is ClosedFormEditor.edit and not solves):
+    if missing := kind.missing():
+        left = {"edit": "edit(batch)", "solve": "solve(problem)"}.get(missing, missing)
         raise InputError(
             f"editor: expected a method such as editkit.EMMET, but {kind.__name__} is a base of editors and leaves "
-            f"{'edit(batch)' if kind.edit is Editor.edit else 'solve(problem)'} to them; choose one, or override it"
+            f"{left} to them; choose one, or override it"
         )
     if isinstance(editor, Editor):
         return editor
@@ -267,7 +268,8 @@ class _Run:
         """Edit the model, or go on after the batches of ``begun``; any exception leaves it as it was."""
         model, editor = self.model, self.editor
         update, evaluation = WeightUpdate(self.mode), Evaluation()
-        update.announce = self.progress
+        if not self.progress:
+            update.keep_silent()
         if begun is not None:
             update.resume_from(begun)
         device, training = next(model.parameters()).device, model.training

@@ -45,7 +45,6 @@ class WeightUpdate(L.Callback):
         edits: the ledger so far.
         applied: the edits that act on the model, and the way back; None before the fit.
         folder: where the ledger is kept as it grows; None: nowhere.
-        announce: whether what takes long is announced in a line.
 
     To act on each update, subclass and override ``after_update``, and give the subclass as ``weight_update``::
 
@@ -59,7 +58,7 @@ class WeightUpdate(L.Callback):
         self.edits = Edits(sequential=mode == "sequential")
         self.applied: AppliedEdits | None = None
         self.folder: Path | None = None
-        self.announce = True
+        self._announce = True
         self._start = 0
 
     def after_update(self, editor: Editor, batch: EditBatch) -> None:
@@ -70,6 +69,10 @@ class WeightUpdate(L.Callback):
     def write_to(self, folder: Path) -> None:
         """Keep the ledger in ``folder`` from now on."""
         self.folder = folder
+
+    def keep_silent(self) -> None:
+        """Announce nothing of what takes long."""
+        self._announce = False
 
     def resume_from(self, edits: Edits, start: int | None = None) -> None:
         """Begin with a ledger's batches.
@@ -104,7 +107,7 @@ class WeightUpdate(L.Callback):
             folder=self.folder,
             findings=self.edits.about,
             progress=trainer.progress_bar_callback is not None,
-            announce=self.announce,
+            announce=self._announce,
         )
         check_room(plan.facts, editor.tokenizer, editor.editable.context)
         check_contradictions(plan, editor.dependent)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from editkit.data.facts import Fact
 from editkit.models.spans import encode, encode_prompts
 from editkit.utils.errors import InputError, shorten
+from editkit.utils.words import listed
 
 SLACK = 8  # tokens by which a text may be longer than its parts
 SHOWN = 5  # facts named in a message
@@ -63,6 +64,6 @@ def _named(facts: Sequence[Fact], about: Sequence[str] | None = None) -> str:
     about = about or [""] * len(facts)
     parts = [
         f"fact {shorten(fact.fact_id, 24)} ({shorten(fact.subject, 32)}{', ' * bool(what)}{what})"
-        for fact, what in zip(facts[:SHOWN], about, strict=False)
+        for fact, what in zip(facts, about, strict=True)
     ]
-    return ", ".join(parts) + (f" and {len(facts) - SHOWN} more" if len(facts) > SHOWN else "")
+    return listed(parts, SHOWN)

@@ -99,12 +99,17 @@ class Editor(L.LightningModule):
         """Whether ``prepare`` chooses settings by ``plan.tuning``, which is left out of what is reported."""
         return False
 
+    @classmethod
+    def missing(cls) -> str:
+        """The method that a class leaves to its subclasses to define, without which it is no method; else empty."""
+        return "edit" if cls.edit is Editor.edit else ""
+
     def check_settings(self) -> None:
         """Raise an ``InputError`` for settings that go with no model; called before one is read.
 
         Numbers are checked here by the types of the arguments; extend it for what else can be told so early.
         """
-        if type(self).edit is Editor.edit:
+        if self.missing() == "edit":
             raise InputError(
                 f"model: expected an editor, but {type(self).__name__} is the base of editors and makes no edit; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method edit"

@@ -9,6 +9,7 @@ from typing import Literal
 from editkit.data.facts import Fact
 from editkit.data.plan import RunPlan
 from editkit.utils.errors import InputError, shorten
+from editkit.utils.words import listed
 
 SHOWN = 5
 
@@ -68,11 +69,10 @@ def check_contradictions(plan: RunPlan, choice: Literal["keep", "drop", "fail"])
     pairs = [
         f"{shorten(c.later.text(), 48)}: {shorten(c.first.target_new, 24)} (fact {c.first.fact_id}) and "
         f"{shorten(c.later.target_new, 24)} (fact {c.later.fact_id})"
-        for c in found[:SHOWN]
+        for c in found
     ]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     count = f"{len(found)} fact{'s ask' if len(found) > 1 else ' asks'}"
-    which = f"{count} for another target than an earlier one with the same text ({'; '.join(pairs)}{more})"
+    which = f"{count} for another target than an earlier one with the same text ({listed(pairs, SHOWN, '; ')})"
     if choice == "fail":
         raise InputError(
             f"model.dependent: expected facts that agree, but {which}; correct them, or drop the later ones "

@@ -72,8 +72,12 @@ class _Layer:
     def __post_init__(self) -> None:
         self.before = WeightSnapshot(self.model)
 
-    def put_on(self, edit: Edit) -> None:
-        """Let one more edit act; where it fails, it leaves the model as it found it."""
+    def put_on(self, edit: Edit) -> WeightSnapshot:
+        """Let one more edit act; where it fails, it leaves the model as it found it.
+
+        Returns:
+            The parameters that it changed, as they were.
+        """
         edit.check(self.model)
         self.before.extend(edit.parameters)
         found = WeightSnapshot(self.model, edit.parameters)
@@ -82,6 +86,7 @@ class _Layer:
         except BaseException:
             found.restore()
             raise
+        return found
 
     def take_off(self) -> list[Edit]:
         """Put the model back, bit for bit, as it was before these edits; returns them."""
@@ -150,8 +155,7 @@ class AppliedEdits:
             InputError: the edit does not fit, or others were made on top of these.
         """
         self.check_last("apply")
-        found = WeightSnapshot(self.model, edit.parameters)
-        self._layer.put_on(edit)
+        found = self._layer.put_on(edit)
         if self._layer not in self._stack:
             self._stack.append(self._layer)
 

@@ -33,6 +33,7 @@ from editkit.functional.factored import FactoredSecondMoment, factor_second_mome
 from editkit.functional.preservation import Preservation
 from editkit.functional.second_moment import BLOCK
 from editkit.utils.errors import InputError
+from editkit.utils.words import listed
 
 CHUNK = 2048  # facts whitened at a time where there are more than d_in, so that memory does not grow with them
 
@@ -307,8 +308,7 @@ def _check_finite(field: str, tensor: Tensor, names: Sequence[str] | None) -> No
 
 
 def _name(columns: Sequence[int], names: Sequence[str] | None) -> str:
-    shown = [f"fact {c}" if names is None else f"fact {c} ({names[c]})" for c in columns[:8]]
-    return ", ".join(shown) + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
+    return listed([f"fact {c}" if names is None else f"fact {c} ({names[c]})" for c in columns], 8)
 
 
 def _least_norm(whitened: Tensor, dtype: torch.dtype, names: Sequence[str] | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from editkit.utils.errors import InputError, shorten
+from editkit.utils.words import listed
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"  # which there need not be
@@ -40,16 +40,6 @@ class StoredTensor:
 
     dtype: str
     shape: tuple[int, ...]
-
-
-def listed(names: Sequence[str], count: int = 3) -> str:
-    """Names, the first few of many.
-
-    >>> listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(error: BaseException, width: int = 200) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editkit.models.checkpoint import StoredTensor, listed, one_line
+from editkit.models.checkpoint import StoredTensor, one_line
 from editkit.models.editable import EditableModel
 from editkit.utils.errors import InputError, describe
+from editkit.utils.words import listed
 
 SAMPLE = "The capital of France is Paris, and 1 + 2 = 3."
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,10 @@ def read_sealed(file: Path) -> tuple[Tensors, Any]:
         BrokenSeal: it is not what ``write_sealed`` wrote.
         OSError: it is not there, or cannot be read.
     """
-    try:
-        with safe_open(file, framework="pt") as content:
-            header = _header(content.metadata())
-            # copies: what is read is the file itself, mapped, and changes with it
-            tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise BrokenSeal(str(error)) from error
+    with _opened(file) as content:
+        header = _header(content.metadata())
+        # copies: what is read is the file itself, mapped, and changes with it
+        tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
     hashes = _hashes(tensors)
     for name in sorted({*hashes, *header["tensors"]}):
         if hashes.get(name) != header["tensors"].get(name):
@@ -85,11 +83,8 @@ def read_about(file: Path) -> Any:
         BrokenSeal: the header is not what ``write_sealed`` wrote.
         OSError: the file is not there, or cannot be read.
     """
-    try:
-        with safe_open(file, framework="pt") as content:
-            return _header(content.metadata())["about"]
-    except SafetensorError as error:
-        raise BrokenSeal(str(error)) from error
+    with _opened(file) as content:
+        return _header(content.metadata())["about"]
 
 
 def is_sealed(file: Path) -> bool:
@@ -99,9 +94,15 @@ def is_sealed(file: Path) -> bool:
         BrokenSeal: it is no safetensors file.
         OSError: it is not there, or cannot be read.
     """
+    with _opened(file) as content:
+        return ENTRY in (content.metadata() or {})
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as content:
-            return ENTRY in (content.metadata() or {})
+            yield content
     except SafetensorError as error:
         raise BrokenSeal(str(error)) from error
 

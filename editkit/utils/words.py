@@ -1,6 +1,8 @@
-"""Numbers of things in sentences."""
+"""Numbers and lists of things in sentences."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -15,3 +17,13 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     ('1 fact', '12,000 facts', '0 batches')
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str], count: int = 3, between: str = ", ") -> str:
+    """Names, the first few of many.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - count
+    return between.join(names[:count]) + (f" and {more} more" if more > 0 else "")

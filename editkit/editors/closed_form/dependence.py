@@ -11,7 +11,7 @@ from editkit.editors.closed_form.search import Group
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.functional import FactoredSecondMoment, key_dependence
 from editkit.utils.errors import InputError
-from editkit.utils.words import counted
+from editkit.utils.words import counted, listed
 
 
 def check_dependence(
@@ -58,5 +58,4 @@ def check_dependence(
 
 
 def _names(groups: Sequence[Group], columns: Sequence[int]) -> str:
-    names = [groups[column][0].subject for column in columns]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return listed([groups[column][0].subject for column in columns], 5)

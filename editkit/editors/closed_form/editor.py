@@ -236,11 +236,17 @@ class ClosedFormEditor(Editor):
     def needs_tuning(self) -> bool:
         return self.ridge_setting == "auto"
 
+    @classmethod
+    @override
+    def missing(cls) -> str:
+        solves = cls.edit is not ClosedFormEditor.edit or cls.solve is not ClosedFormEditor.solve
+        return super().missing() or ("" if solves else "solve")
+
     @override
     def check_settings(self) -> None:
         """Layers, how values are searched, and where second moments come from."""
         super().check_settings()
-        if type(self).edit is ClosedFormEditor.edit and type(self).solve is ClosedFormEditor.solve:
+        if self.missing() == "solve":
             raise InputError(
                 f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
