@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from inspect import signature
 from typing import Any, Literal, get_type_hints
@@ -28,6 +28,22 @@ from editkit.models.gradients import parameter_gradients
 from editkit.models.loading import load_language_model
 from editkit.utils.errors import InputError
 from editkit.utils.numbers import check_numbers
+
+
+def setting(value: Any) -> Any:
+    """A setting as JSON values, the same in every process: with its class, where that is one of several to choose."""
+    if isinstance(value, (list, tuple)):
+        return [setting(item) for item in value]
+    if isinstance(value, Editor):
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **setting(dict(value.hparams))}
+    if isinstance(value, dict):
+        return {name: setting(item) for name, item in value.items()}
+    if value is None or isinstance(value, (str, int, float)) or callable(value):
+        return value
+    own = {name: setting(item) for name, item in vars(value).items() if not name.startswith("_")}
+    kind = type(value)
+    chosen = not all(is_dataclass(base) for base in kind.__mro__[:-1])
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **own} if chosen else own
 
 
 class Editor(L.LightningModule):
@@ -62,7 +78,7 @@ class Editor(L.LightningModule):
 
     def __init__(self, lm: str = DEFAULT, dtype: str = "float32") -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "editor"], logger=False)
         self.automatic_optimization = False
         self.lm, self.dtype_name = lm, dtype
         self.language_model: PreTrainedModel | None = None
@@ -85,7 +101,7 @@ class Editor(L.LightningModule):
         """What the ledger keeps of this editor (JSON values): class, hyperparameters, versions. A run is resumed only
         by an editor of which it says the same.
         """
-        settings = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in self.hparams.items()}
+        settings = {name: setting(value) for name, value in self.hparams.items()}
         return {
             "editor": f"{type(self).__module__}.{type(self).__qualname__}",
             "hyperparameters": settings | {"lm": self.lm, "dtype": self.dtype_name},

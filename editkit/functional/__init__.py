@@ -1,7 +1,8 @@
 """The mathematics of editkit: torch in, torch out, nothing else imported."""
 
 from editkit.functional import preservation, restraint
-from editkit.functional.curvature import Curvature, curvature_update
+from editkit.functional.crowding import crowding
+from editkit.functional.curvature import Curvature, curvature_path, curvature_update
 from editkit.functional.delta import Delta, DenseDelta, LowRankDelta, SparseDelta, ZeroDelta
 from editkit.functional.dependence import Dependence, key_dependence
 from editkit.functional.factored import FactoredSecondMoment, factor_second_moment, with_keys
@@ -30,6 +31,8 @@ __all__ = [
     "RidgePath",
     "closed_form_update",
     "condition_number",
+    "crowding",
+    "curvature_path",
     "curvature_update",
     "effective_rank",
     "emmet_update",

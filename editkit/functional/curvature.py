@@ -17,6 +17,7 @@ from torch import Tensor
 
 from editkit.functional.delta import LowRankDelta
 from editkit.functional.preservation import Preservation
+from editkit.functional.ridge_path import RidgePath
 from editkit.functional.solve import check_shapes
 from editkit.utils.errors import InputError
 
@@ -83,8 +84,44 @@ def curvature_update(
     tensor([[0.5000, 0.5000],
             [0.2500, 0.2500]], dtype=torch.float64)
     """
-    (update,) = curvature_path(keys, residuals, preservation, curvature, [weight], names)
-    return update
+    return curvature_path(keys, residuals, preservation, curvature, names).delta(weight)
+
+
+@dataclass(frozen=True)
+class CurvaturePath:
+    """Δ(λ) = Q [T / (Λ + λ s)] · rightᵀ for every λ, of one eigendecomposition each of B = QSQᵀ and KᵀHK.
+
+    Attributes:
+        values: (r,) Λ, the spectrum of KᵀHK, descending.
+        turned: T, (d_out, r).
+        directions: (d_in, r), shared by all λ.
+        curvature: B.
+    """
+
+    values: Tensor
+    turned: Tensor
+    directions: Tensor
+    curvature: Curvature
+
+    def delta(self, weight: float) -> LowRankDelta:
+        """The update at λ = ``weight``.
+
+        Raises:
+            InputError: λ is negative or infinite, or leaves no ridge where keys are dependent.
+        """
+        if not 0.0 <= weight < float("inf"):
+            raise InputError(f"weight: expected a finite number >= 0, but got {weight}")
+        system = self.values + weight * self.curvature.values.to(self.values.device)[:, None]
+        if float(system.min()) <= 1e-14 * float(system.max()):
+            raise InputError(
+                f"weight: expected a ridge in every output direction, as some keys depend on others, but {weight:g} "
+                "leaves none in some; raise it, or add to the curvature's diagonal"
+            )
+        return LowRankDelta(self.curvature.vectors.to(self.turned.device) @ (self.turned / system), self.directions)
+
+    def grid(self, count: int = 10) -> list[float]:
+        """Weights in equal ratios over the range in which they matter to the mean output direction."""
+        return RidgePath(self.values.flip(0), self.turned, self.directions).grid(count)
 
 
 def curvature_path(
@@ -92,10 +129,9 @@ def curvature_path(
     residuals: Tensor,
     preservation: Preservation,
     curvature: Curvature | Tensor,
-    weights: Sequence[float],
     names: Sequence[str] | None = None,
-) -> list[LowRankDelta]:
-    """``curvature_update`` for several λ, from one eigendecomposition each of B and KᵀHK."""
+) -> CurvaturePath:
+    """``curvature_update`` for every λ, from one eigendecomposition each of B and KᵀHK."""
     check_shapes(keys, residuals, preservation, names)
     if not isinstance(curvature, Curvature):
         curvature = Curvature.of(curvature, normalise=False)
@@ -104,20 +140,6 @@ def curvature_path(
             f"curvature: expected {len(residuals)} output dimensions, as the residuals have, but got "
             f"{len(curvature.values)}"
         )
-    values, vectors = (part.to(keys.device) for part in (curvature.values, curvature.vectors))
-    whitened = preservation.whiten(keys)  # A = U √Λ Vᵀ
-    left, roots, right = torch.linalg.svd(whitened, full_matrices=False)
-    turned = vectors.T @ (residuals.to(torch.float64) @ right.T) * roots
-    directions = preservation.half_times(left)
-    updates = []
-    for weight in weights:
-        if not 0.0 <= weight < float("inf"):
-            raise InputError(f"weight: expected a finite number >= 0, but got {weight}")
-        system = roots.square() + weight * values[:, None]
-        if float(system.min()) <= 1e-14 * float(system.max()):
-            raise InputError(
-                f"weight: expected a ridge in every output direction, as some keys depend on others, but {weight:g} "
-                "leaves none in some; raise it, or add to the curvature's diagonal"
-            )
-        updates.append(LowRankDelta(vectors @ (turned / system), directions))
-    return updates
+    left, roots, right = torch.linalg.svd(preservation.whiten(keys), full_matrices=False)  # A = U √Λ Vᵀ
+    turned = curvature.vectors.to(keys.device).T @ (residuals.to(torch.float64) @ right.T) * roots
+    return CurvaturePath(roots.square(), turned, preservation.half_times(left), curvature)

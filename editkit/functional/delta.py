@@ -156,6 +156,25 @@ class ZeroDelta:
 Delta = LowRankDelta | DenseDelta | SparseDelta | ZeroDelta
 
 
+def added(first: Delta, second: Delta) -> Delta:
+    """The change that two make together, with the factors of both where both have them.
+
+    >>> one = LowRankDelta(torch.ones(2, 1), torch.ones(3, 1))
+    >>> added(one, one).rank, added(one, DenseDelta(torch.ones(2, 3))).dense()
+    (2, tensor([[2., 2., 2.],
+            [2., 2., 2.]]))
+    """
+    if isinstance(first, ZeroDelta):
+        return second
+    if isinstance(second, ZeroDelta):
+        return first
+    both = [delta for delta in (first, second) if isinstance(delta, LowRankDelta)]
+    rights = [delta.right for delta in both if delta.right is not None]
+    if len(rights) == 2:
+        return LowRankDelta(torch.cat([delta.left for delta in both], 1), torch.cat(rights, 1))
+    return DenseDelta(first.dense() + second.dense())
+
+
 def smallest(delta: Delta) -> Delta:
     """The same change in the form that takes the least room.
 

@@ -37,7 +37,7 @@ class Dependence:
 
 
 def key_dependence(
-    keys: Tensor, second_moment: Tensor | FactoredSecondMoment, names: Sequence[str] | None = None
+    keys: Tensor, second_moment: Tensor | FactoredSecondMoment | None, names: Sequence[str] | None = None
 ) -> Dependence:
     """Find the facts whose keys depend on others' (Gupta et al. 2024, section 5.1), and the conditioning of the rest.
 
@@ -46,7 +46,7 @@ def key_dependence(
 
     Args:
         keys: (d_in, E), in the dtype in which they were measured.
-        second_moment: (d_in, d_in) C = E[k kᵀ], or its factor.
+        second_moment: (d_in, d_in) C = E[k kᵀ], or its factor; None for the identity.
         names: E names of the facts for error messages.
 
     Returns:
@@ -63,7 +63,7 @@ def key_dependence(
     tensor([0., 1., 2.], dtype=torch.float64)
     """
     check_keys(keys, second_moment, names)
-    whitened = whiten(keys, second_moment)
+    whitened = keys.to(torch.float64) if second_moment is None else whiten(keys, second_moment)
     facts, involved = dependent_columns(whitened, keys.dtype)
     unit = whitened / whitened.norm(dim=0).clamp(min=TINY)
     # of AᵀA and AAᵀ, which have the same spectrum but for zeros, the smaller

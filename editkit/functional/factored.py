@@ -26,6 +26,25 @@ class FactoredSecondMoment:
     jitter: float = 0.0
 
 
+class NoSecondMoment(FactoredSecondMoment):
+    """Stands where a second moment would, if one had been asked for."""
+
+    def __init__(self) -> None:  # it has no factor to set
+        pass
+
+    @property
+    def factor(self) -> Tensor:
+        """None.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "second_moment: expected the second moment C of the keys of text, but none was estimated, as this editor "
+            "says that it needs none; choose a preservation that needs none, or an editor that has one"
+        )
+
+
 def factor_second_moment(second_moment: Tensor | FactoredSecondMoment) -> FactoredSecondMoment:
     """Cholesky-factor C = E[k kᵀ] in float64, with escalating jitter where C is singular to working precision.
 

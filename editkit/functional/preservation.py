@@ -76,6 +76,10 @@ class Preservation:
             return found
         return self.half_times(rows.T).T
 
+    def times(self, rows: Tensor) -> Tensor:
+        """X H, (n, d_in) float64, of X (n, d_in)."""
+        return self.times_half(self.whiten(rows.T).T)
+
     def lost(self, keys: Tensor) -> Tensor:
         """(E,) the share of each key's squared length that lies outside H's range, where no change can reach it."""
         total = keys.to(torch.float64).square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)

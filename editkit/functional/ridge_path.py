@@ -14,9 +14,9 @@ from editkit.functional.preservation import Preservation
 from editkit.functional.second_moment import condition_number, effective_rank
 from editkit.functional.solve import (
     check_problem,
+    check_shapes,
     gram,
     primal_system,
-    whiten,
 )
 from editkit.utils.errors import InputError
 
@@ -83,18 +83,18 @@ class RidgePath:
 def ridge_path(
     keys: Tensor,
     residuals: Tensor,
-    second_moment: Tensor | FactoredSecondMoment,
+    preservation: Tensor | FactoredSecondMoment | Preservation,
     names: Sequence[str] | None = None,
 ) -> RidgePath:
-    """Δ(ρ) = R (KᵀC⁻¹K + ρI)⁻¹ KᵀC⁻¹ for all ρ > 0 at once.
+    """Δ(ρ) = R (KᵀHK + ρI)⁻¹ KᵀH for all ρ > 0 at once.
 
-    With A = L⁻¹K, C = LLᵀ: AᵀA = UΛUᵀ gives Δ = (RU) (Λ + ρ)⁻¹ (L⁻ᵀAU)ᵀ; where E > d_in the smaller AAᵀ = UΛUᵀ
-    gives Δ = (RAᵀU) (Λ + ρ)⁻¹ (L⁻ᵀU)ᵀ.
+    With A = FᵀK, H = FFᵀ: AᵀA = UΛUᵀ gives Δ = (RU) (Λ + ρ)⁻¹ (FAU)ᵀ; where E > rank(H) the smaller AAᵀ = UΛUᵀ
+    gives Δ = (RAᵀU) (Λ + ρ)⁻¹ (FU)ᵀ.
 
     Args:
         keys: (d_in, E).
         residuals: (d_out, E), V − W₀K.
-        second_moment: (d_in, d_in) C = E[k kᵀ], or its factor.
+        preservation: H; a second moment C (d_in, d_in), or its factor, stands for C⁻¹.
         names: E names of the facts for error messages.
 
     Returns:
@@ -108,14 +108,17 @@ def ridge_path(
     >>> path.delta(1.0).dense().abs(), path.delta(3.0).dense().abs()
     (tensor([[0.5000, 1.0000, 0.0000]], dtype=torch.float64), tensor([[0.2500, 0.5000, 0.0000]], dtype=torch.float64))
     """
-    check_problem(keys, residuals, second_moment, 1.0, names)
-    factor = factor_second_moment(second_moment).factor.to(keys.device)
-    if keys.shape[1] > keys.shape[0]:
-        system, left = primal_system(Preservation(len(factor), factor), keys, residuals)
+    if not isinstance(preservation, Preservation):
+        check_problem(keys, residuals, preservation, 1.0, names)
+        factor = factor_second_moment(preservation).factor.to(keys.device)
+        preservation = Preservation(len(factor), factor)
+    check_shapes(keys, residuals, preservation, names)
+    if keys.shape[1] > preservation.rank:
+        system, left = primal_system(preservation, keys, residuals)
         values, right = torch.linalg.eigh(system)
         left = left @ right
     else:
-        whitened = whiten(keys, FactoredSecondMoment(factor))
+        whitened = preservation.whiten(keys)
         values, vectors = torch.linalg.eigh(gram(whitened.T))
         left, right = residuals.to(torch.float64) @ vectors, whitened @ vectors
-    return RidgePath(values.clamp(min=0), left, torch.linalg.solve_triangular(factor.T, right, upper=True))
+    return RidgePath(values.clamp(min=0), left, preservation.half_times(right))

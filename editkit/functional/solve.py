@@ -288,11 +288,15 @@ def _check_reachable(keys: Tensor, preservation: Preservation, exact: Tensor, na
         )
 
 
-def check_keys(keys: Tensor, second_moment: Tensor | FactoredSecondMoment, names: Sequence[str] | None = None) -> None:
-    """Raise an ``InputError`` unless keys (d_in, E) are finite and fit the second moment."""
+def check_keys(
+    keys: Tensor, second_moment: Tensor | FactoredSecondMoment | None, names: Sequence[str] | None = None
+) -> None:
+    """Raise an ``InputError`` unless keys (d_in, E) are finite and fit the second moment, where there is one."""
     if keys.ndim != 2 or keys.shape[1] == 0:
         raise InputError(f"keys: expected shape (d_in, E) with one column per fact and E > 0, but got {(*keys.shape,)}")
     _check_finite("keys", keys, names)
+    if second_moment is None:
+        return
     moment = second_moment if isinstance(second_moment, Tensor) else second_moment.factor
     if moment.shape != (keys.shape[0], keys.shape[0]):
         raise InputError(
@@ -326,16 +330,26 @@ def _least_norm(whitened: Tensor, dtype: torch.dtype, names: Sequence[str] | Non
     return right
 
 
-def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredSecondMoment) -> LowRankDelta:
+def rome_update(
+    key: Tensor,
+    residual: Tensor,
+    second_moment: Tensor | FactoredSecondMoment,
+    prompt_key: Tensor | None = None,
+) -> LowRankDelta:
     """ROME: one fact, met exactly (Meng et al. 2022, eq. 2; r-ROME's single averaged key throughout).
+
+    As first published two keys take part: the change's direction is C⁻¹k̄ of the averaged one, scaled so that the key on
+    the bare prompt is met, Δ = r (C⁻¹k̄)ᵀ / (k₀ᵀC⁻¹k̄). Where they differ that is no minimiser, and small products in the
+    denominator are what makes models collapse (Gupta et al. 2024, arXiv 2403.07175).
 
     Args:
         key: (d_in,) or (d_in, 1).
         residual: (d_out,) or (d_out, 1), v* − W₀k.
         second_moment: (d_in, d_in) C = E[k kᵀ], or its factor.
+        prompt_key: (d_in,) or (d_in, 1) k₀, for the two keys of the first code.
 
     Returns:
-        Rank-one Δ with Δk = residual.
+        Rank-one Δ with Δk = residual, or Δk₀ = residual.
 
     Raises:
         InputError: more than one fact, or what ``preservation_memorization_update`` raises.
@@ -346,7 +360,17 @@ def rome_update(key: Tensor, residual: Tensor, second_moment: Tensor | FactoredS
     key, residual = (t.unsqueeze(1) if t.ndim == 1 else t for t in (key, residual))
     if key.shape[1:] != (1,):
         raise InputError(f"key: ROME edits one fact at a time and expected shape (d_in,), but got {tuple(key.shape)}")
-    return preservation_memorization_update(key, residual, second_moment, rho=0.0)
+    update = preservation_memorization_update(key, residual, second_moment, rho=0.0)
+    if prompt_key is None:
+        return update
+    assert update.right is not None
+    met = float(prompt_key.flatten().to(update.right) @ update.right.flatten())
+    if not abs(met) > torch.finfo(torch.float64).eps * float(prompt_key.norm()) * float(update.right.norm()):
+        raise InputError(
+            "prompt_key: expected a key that the change's direction has a share in, but they are at right "
+            "angles; use the averaged key throughout"
+        )
+    return LowRankDelta(update.left / met, update.right)
 
 
 def emmet_update(

@@ -109,6 +109,40 @@ def norm_penalty(delta: Tensor, start: Tensor) -> Tensor:
     return ratio
 
 
+def norm_anchor(norms: Tensor, dropped: float = 0.05) -> float:
+    """The length that values of a model have: the mean of some lengths less the longest (NAS, arXiv 2602.02543).
+
+    Args:
+        norms: (n,) lengths.
+        dropped: share of the longest that are left out; ⌊dropped · n⌋ of them.
+
+    >>> norm_anchor(torch.tensor([1.0, 3.0, 100.0]), dropped=0.4)
+    2.0
+    """
+    ordered = norms.to(torch.float64).sort().values
+    return float(ordered[: max(1, len(ordered) - int(dropped * len(ordered)))].mean())
+
+
+def rescaled_values(output: Tensor, offset: Tensor, anchor: float, skip_factor: float = 2.0) -> Tensor:
+    """v₀ + δ with its length made ``anchor``, per column; v₀ where it is longer than ``skip_factor`` times that.
+
+    Source: NAS, arXiv 2602.02543 (its code adds 1e-10 to the length that it divides by).
+
+    Args:
+        output: v₀, (d_out, E).
+        offset: δ, (d_out, E).
+        anchor: the length.
+        skip_factor: of the anchor.
+
+    >>> rescaled_values(torch.zeros(2, 2), torch.tensor([[3.0, 30.0], [4.0, 40.0]]), anchor=10.0)
+    tensor([[6., 0.],
+            [8., 0.]])
+    """
+    values = output + offset
+    norms = torch.linalg.vector_norm(values, dim=0)
+    return torch.where(norms > skip_factor * anchor, output, values * (anchor / norms))
+
+
 @torch.no_grad()
 def clamp_norm(delta: Tensor, start: Tensor, clamp: float) -> Tensor:
     """δ scaled back onto the ball ‖δ‖ ≤ clamp · ‖v₀‖ where it left it, per fact.

@@ -11,13 +11,13 @@ from editkit.functional import (
     DependentKeysError,
     LowRankDelta,
     closed_form_update,
+    curvature_path,
     curvature_update,
     emmet_update,
     memit_update,
     preservation,
     restraint,
 )
-from editkit.functional.curvature import curvature_path
 from editkit.utils.errors import InputError
 
 D_IN, D_OUT = 24, 10
@@ -155,8 +155,8 @@ def test_curvature_of_no_preference_is_memit() -> None:
     assert relative(curvature_update(keys, residuals, h, b, 2.5).dense(), plain) < 1e-10
     exact = curvature_update(keys, residuals, h, Curvature.of(draw(D_OUT, 30) @ draw(D_OUT, 30).T), 0.0)
     assert relative(exact.dense(), emmet_update(keys, residuals, c).dense()) < 1e-7
-    path = curvature_path(keys, residuals, h, b, [0.1, 2.5])
-    assert relative(path[1].dense(), plain) < 1e-10
+    path = curvature_path(keys, residuals, h, b)
+    assert relative(path.delta(2.5).dense(), plain) < 1e-10
 
 
 # ---------------------------------------------------------------- restraints

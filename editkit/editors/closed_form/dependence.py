@@ -15,13 +15,13 @@ from editkit.utils.words import counted, listed
 
 
 def check_dependence(
-    vectors: ValueVectors, second_moment: FactoredSecondMoment, choice: Literal["keep", "drop", "fail"]
+    vectors: ValueVectors, second_moment: FactoredSecondMoment | None, choice: Literal["keep", "drop", "fail"]
 ) -> tuple[ValueVectors, dict[str, Any]]:
     """Look at keys (Gupta et al. 2024, section 5.1), and drop those that are not to be kept.
 
     Args:
         vectors: what was found of a batch.
-        second_moment: factored, of the first edited layer.
+        second_moment: factored, of the first edited layer; None for the metric of the identity.
         choice: "keep" all, "drop" the later facts of each dependent group, or "fail".
 
     Returns:

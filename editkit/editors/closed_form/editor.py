@@ -1,11 +1,11 @@
-"""Closed-form editors: value vectors found by gradient in the training steps, then one solve for each edited layer.
+"""Closed-form editors: what must change, what must not, and one solve for each edited layer.
 
-A method is a subclass with a ``solve``; see ``editkit.editors.closed_form.emmet`` for the shortest example.
+A method is a subclass with a ``solve``; see ``editkit.editors.closed_form.emmet`` for the shortest example, and
+``ClosedForm`` for the one whose parts a config chooses.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,12 +13,10 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat
-from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from editkit.atlas.builtin import DEFAULT
 from editkit.covariance import (
     SecondMomentSource,
     check_has_text,
@@ -27,41 +25,29 @@ from editkit.covariance import (
     factored_second_moments,
 )
 from editkit.data.facts import Fact
-from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan
-from editkit.data.room import check_room
-from editkit.editors.base import Editor
-from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.dependence import check_dependence
-from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
+from editkit.editors.closed_form.layers import Goal, LayerSolver, ReachValues
+from editkit.editors.closed_form.parts import EditedLayer, Part, ResidualRule, RestraintRule
 from editkit.editors.closed_form.preserved import PreservedKeys
-from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch, check_optimizer, check_search
-from editkit.editors.closed_form.searcher import Progress, ValueSearcher
+from editkit.editors.closed_form.problem import LayerProblem
+from editkit.editors.closed_form.residuals import SearchedValues
+from editkit.editors.closed_form.search import Group
 from editkit.editors.closed_form.spread import Spread
-from editkit.editors.closed_form.tuning import check_tuning, choose_ridge
+from editkit.editors.closed_form.tuning import UpdatePath, check_tuning, choose_ridge
+from editkit.editors.closed_form.value_editor import FoundPart, ValueEditor
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.editors.contradictions import contradictions
 from editkit.edits import Edit, WeightEdit
-from editkit.functional import Delta, FactoredSecondMoment
+from editkit.functional import Delta, FactoredSecondMoment, preservation_memorization_update, ridge_path
 from editkit.functional.delta import ZeroDelta
-from editkit.functional.values import norm_penalty
-from editkit.models.editable import check_layers
-from editkit.models.templates import generate_templates
-from editkit.utils.distributed import gather, raise_on_all_ranks
-from editkit.utils.errors import InputError, shorten
+from editkit.utils.errors import InputError
 
 
-class ClosedFormEditor(Editor):
+class ClosedFormEditor(ValueEditor):
     """Base of all closed-form editors. Override ``solve`` (or ``value_loss``) in a subclass.
 
     Args:
-        lm: language model to edit: "atlas" (shipped), a checkpoint folder, or a Hugging Face hub name.
-        layers: blocks whose MLP output projection is changed, counted from 0, or one of them; values are found at the
-            last. Default: the block that the checkpoint's config recommends, if it does (that of the atlas has it).
-        dtype: dtype of the model's weights: float32, bfloat16 or float16. Value vectors are always found in float32
-            and the solve runs in float64.
-        optimizer: optimiser of the value vectors; it must act elementwise.
-        values: how value vectors are found.
         second_moment: text and size of the second moments of the keys to preserve.
         spread: rule that divides the residual among several layers.
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
@@ -71,55 +57,63 @@ class ClosedFormEditor(Editor):
             those that ask for another target than an earlier fact with the same text (of their batch; of the whole run
             where batches stay): "keep" them, which of the former needs a ridge; "drop" the later ones from their batch;
             "fail" before anything is changed. They are named in the ledger's notes in any case.
+        residual: what must change. Default: the difference to value vectors that are searched for as ``values`` says.
+        restraints: what is trimmed from each layer's change, one after the other.
+        kwargs: see ``ValueEditor``: lm, layers, dtype, optimizer, values.
     """
 
-    shards_facts = True
     #: whether the keys of earlier batches are kept for ``solve``, even where they have no weight in the second moment
     keeps_earlier_keys: bool = False
+    #: whether they are summed up apart, as M, and the second moment stays as it is; then 0 and "auto" go with any mode
+    sums_earlier_keys: bool = False
+    #: whether problems have the keys of the bare prompts, too
+    wants_prompt_keys: bool = False
+    #: times that the layers are gone through for a batch
+    rounds: int = 1
+    #: whether ``choose`` says which facts a round is about
+    chooses_facts: bool = False
 
     def __init__(
         self,
-        lm: str = DEFAULT,
-        layers: list[int] | int | None = None,
-        dtype: str = "float32",
-        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.5),
-        values: ValueSearch | None = None,
         second_moment: SecondMomentSource | None = None,
         spread: Spread | None = None,
         earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
         dependent: Literal["keep", "drop", "fail"] = "keep",
+        residual: ResidualRule | None = None,
+        restraints: list[RestraintRule] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(lm, dtype)
-        blocks = _blocks(layers)
-        if blocks is not None:
-            self.hparams["layers"] = blocks  # the same whichever way it was written, so that a run goes on
-        self.optimizer = optimizer
-        self._layers_asked = blocks
-        self.layers = sorted(set(blocks)) if blocks else None
-        self.values = values or ValueSearch()
+        super().__init__(**kwargs)
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
         self.earlier_keys, self.dependent = earlier_keys, dependent
-        self.offset = nn.Parameter(torch.zeros(1))  # δ; takes its shape from each micro-batch
+        self.residual, self.restraints = residual or SearchedValues(), list(restraints or [])
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is known of any run or model."""
         self._rho: float | None = None
-        self._templates: list[list[str]] | None = None
-        self._searcher: ValueSearcher | None = None
         self._findings: dict[str, Any] = {}
         self._preserved = PreservedKeys({})
         self._folder: str | None = None
         self._contradicted: dict[str, str] = {}  # facts that contradict earlier ones, and which
         self._ready_for: tuple[list[int], dict[str, Any]] | None = None  # layers and source that were looked at
-        self._begin_batch()
-        self._checkpoint = ValueCheckpoint(None)
+        self._batches_left = 1
+        for part in self.parts.values():
+            part.begin()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts that may carry something from batch to batch, by what they are."""
+        named = {f"restraint{number}": part for number, part in enumerate(self.restraints)}
+        return {"residual": self.residual, **named}
 
     # ---------------------------------------------------------------- the model
 
     @override
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().attach(model, tokenizer)
-        self._templates, self._searcher, self._rho, self._findings = None, None, None, {}
-        self._preserved = PreservedKeys({})
-        self._folder = self._ready_for = None
+        self._forget()
 
     def keep_second_moments_in(self, folder: str | Path) -> None:
         """Take the second moments of the model at hand from a folder, or keep them there; forgotten with the model."""
@@ -130,69 +124,15 @@ class ClosedFormEditor(Editor):
         """Where the second moments of the model at hand come from."""
         return self.second_moment if self._folder is None else replace(self.second_moment, path=self._folder)
 
-    @override
-    def configure_model(self) -> None:
-        """Load the language model once and check the layers against it."""
-        super().configure_model()
-        layers = self.layers or self.editable.recommended_layers or []
-        for layer in layers:
-            self.editable.projection(layer)
-        if len(layers) > 1 and self.at_projection:
-            raise InputError(
-                f"layers: {type(self.editable.model).__name__} normalises or scales what a projection puts out, so a "
-                f"residual cannot be spread over several; expected one block, but got {layers}; choose one"
-            )
-
     @property
-    def edited_layers(self) -> list[int]:
-        """The blocks to edit, ascending: those asked for, else those that the checkpoint's config recommends."""
-        layers: list[int] | None = self.layers or self.editable.recommended_layers
-        if not layers:
-            raise InputError(
-                f"layers: expected the blocks to edit, 0 to {self.editable.depth - 1} of this model, but got none; "
-                "choose by measuring, or take the paper's (GPT2-XL 17, GPT-J 5, Llama-2-7b 5)"
-            )
-        return layers
-
-    @property
-    def at_projection(self) -> bool:
-        """Whether values are found at the projection's output, because the block does not simply add it."""
-        return not self.editable.adds_projection(self.edited_layers[-1])
-
-    @property
-    def templates(self) -> list[list[str]]:
-        """Groups of context templates; sampled from the unedited model at first use."""
-        if self._templates is None:
-            if self.values.context_templates is None and self.values.template_tokens >= self.editable.context:
-                raise InputError(
-                    f"model.values.template_tokens: expected prefixes that leave room in the context window of "
-                    f"{self.editable.context} tokens, but got {self.values.template_tokens}; lower it"
-                )
-            self._templates = self.values.context_templates or [
-                ["{}"],
-                generate_templates(self.editable, self.tokenizer, self.values.template_tokens, self.values.seed),
-            ]
-        return self._templates
-
-    @property
-    def searcher(self) -> ValueSearcher:
-        """The search on the model at hand."""
-        if self._searcher is None:
-            self._searcher = ValueSearcher(
-                self.editable, self.tokenizer, self.values, self.edited_layers, self.at_projection, self.templates,
-                self.value_loss, self.mean_keys,
-            )  # fmt: skip
-        return self._searcher
-
-    @override
-    def about(self) -> dict[str, Any]:
-        """Beside what every editor records: layers and templates."""
-        return {**super().about(), "layers": self.edited_layers, "templates": self.templates}
+    def second_moments(self) -> Mapping[int, FactoredSecondMoment]:
+        """Block to the factored second moment of what is preserved, once a run has begun."""
+        return self._preserved.second_moments
 
     # ---------------------------------------------------------------- what a method overrides
 
     def solve(self, problem: LayerProblem) -> Delta:
-        """The weight change of one layer."""
+        """The weight change of one layer, before it is trimmed."""
         raise TypeError(f"{type(self).__name__} must override solve(problem)")
 
     @property
@@ -200,21 +140,28 @@ class ClosedFormEditor(Editor):
         """ρ as it was asked for, the ridge on D = KᵀC⁻¹K; 0 where facts are met exactly."""
         return 0.0
 
-    def value_loss(self, nll: Tensor, kl: Tensor, offset: Tensor, start: Tensor) -> Tensor:
-        """The loss of each fact (facts,) in nats.
+    @property
+    def needs_second_moment(self) -> bool:
+        """Whether second moments of text are needed at all."""
+        return True
 
-        Args:
-            nll: (facts,) mean over templates of the target's mean token NLL.
-            kl: (facts,) KL divergence on the essence prompt.
-            offset: (facts, hidden) δ.
-            start: (facts, hidden) v₀.
-        """
-        return nll + self.values.kl_weight * kl + self.values.decay * norm_penalty(offset, start)
+    def path(self, problem: LayerProblem) -> UpdatePath:
+        """The changes of one layer for every ridge, from which "auto" chooses."""
+        return ridge_path(problem.keys, problem.residuals, problem.second_moment)
 
-    def mean_keys(self, keys: Tensor) -> Tensor:
-        """Average (E, templates, d_in) over each group of templates and then over groups; returns (d_in, E)."""
-        parts = keys.split([len(group) for group in self.templates], dim=1)
-        return torch.stack([part.mean(1) for part in parts]).mean(0).T
+    def solve_at(self, problem: LayerProblem, rho: float) -> Delta:
+        """The change of one layer at a ridge, while one is being chosen."""
+        return preservation_memorization_update(problem.keys, problem.residuals, problem.second_moment, rho)
+
+    def choose(self, missing: Tensor) -> Sequence[int]:
+        """The columns that a round is about, from what each lacks (d_out, E); none ends the rounds."""
+        return range(missing.shape[1])
+
+    def restrain(self, delta: Delta, problem: LayerProblem) -> Delta:
+        """A layer's change as it is made."""
+        for restraint in self.restraints:
+            delta = restraint.apply(delta, problem)
+        return delta
 
     # ---------------------------------------------------------------- a run
 
@@ -236,6 +183,16 @@ class ClosedFormEditor(Editor):
     def needs_tuning(self) -> bool:
         return self.ridge_setting == "auto"
 
+    @property
+    @override
+    def searches_values(self) -> bool:
+        return self.residual.searches
+
+    @property
+    @override
+    def needs_original(self) -> bool:
+        return super().needs_original or any(part.needs_original for part in self.parts.values())
+
     @classmethod
     @override
     def missing(cls) -> str:
@@ -251,12 +208,14 @@ class ClosedFormEditor(Editor):
                 f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
             )
-        if self._layers_asked is not None:
-            check_layers(self._layers_asked, "model.layers")
-        check_search(self.values)
-        check_optimizer(self.optimizer)
-        check_source(self._source, self.layers)
-        check_has_text(self._source, self.lm, self.layers)
+        if self.needs_second_moment:
+            check_source(self._source, self.layers)
+            check_has_text(self._source, self.lm, self.layers)
+        if self.needs_tuning and not self.searches_values:
+            raise InputError(
+                "model.ridge: 'auto' chooses along the path of ridges for value vectors, which this residual does not "
+                "search for; expected a number: give one"
+            )
 
     @override
     def check(self, plan: RunPlan) -> None:
@@ -264,127 +223,98 @@ class ClosedFormEditor(Editor):
         if self.needs_tuning:
             check_tuning(plan.tuning)
         asked = (list(self.edited_layers), asdict(self._source))
-        if self._ready_for != asked:  # a plan is made twice, and weights are long to hash
+        if self.needs_second_moment and self._ready_for != asked:  # a plan is made twice, and weights are long to hash
             check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
             self._ready_for = asked
-        templates = [template for group in self.templates for template in group]
-        facts = [*plan.facts, *(plan.tuning.facts if plan.tuning is not None else ())]
-        check_room(facts, self.tokenizer, self.editable.context, templates, self.values.kl_prompt)
-        if self.earlier_keys and not plan.sequential:
+        super().check(plan)
+        if self.earlier_keys and not plan.sequential and not self.sums_earlier_keys:
             raise InputError(
                 f"model.earlier_keys: independent batches know of no earlier ones, but got {self.earlier_keys!r}; set "
                 "weight_update.mode to sequential, or leave it out"
             )
-        if self.earlier_keys == "auto" and self.ridge_setting == 0:
+        if self.earlier_keys == "auto" and self.ridge_setting == 0 and not self.sums_earlier_keys:
             raise InputError(
                 "model.earlier_keys: 'auto' is 1/ρ, but this editor's ridge ρ is 0; give a number, or the editor a "
                 "ridge"
             )
+        for part in self.parts.values():
+            part.check(self, plan)
 
     @override
     def prepare(self, plan: RunPlan) -> None:
-        """Second moments of the edited layers, and the ridge where it is to be chosen."""
-        second_moments = factored_second_moments(
-            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
-        )
-        self._checkpoint = ValueCheckpoint(plan.folder)
+        """Second moments of the edited layers, the ridge where it is to be chosen, and what the parts need."""
+        second_moments = {}
+        if self.needs_second_moment:
+            second_moments = factored_second_moments(
+                self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
+            )
+        super().prepare(plan)
         self._rho, self._findings = None, {}
         self._contradicted = {c.later.fact_id: c.first.fact_id for c in contradictions(plan)}
+        self._batches_left = plan.num_batches if plan.sequential else 1
         self.preserve(second_moments)
+        for part in self.parts.values():
+            part.prepare(self, plan)
+            self._findings |= part.findings()
         if self.needs_tuning:
-            self._findings = choose_ridge(self._find, self.layer_solver, plan)
+            self._findings |= choose_ridge(self.find, self.layer_solver, plan, self)
             self._rho = float(self._findings["rho"])
 
     def preserve(self, second_moments: Mapping[int, FactoredSecondMoment]) -> None:
         """Preserve the keys of these second moments, block by block, and forget those of earlier batches."""
-        self._preserved = PreservedKeys(dict(second_moments))
+        for part in self.parts.values():
+            part.begin()
+        self._preserved = PreservedKeys(second_moments, self.sums_earlier_keys)
 
     @override
     def findings(self) -> dict[str, Any]:
-        """Where the ridge was chosen: ρ, and the path along which it was."""
+        """Where the ridge was chosen: ρ, and the path along which it was; and what parts found out."""
         return self._findings
 
     @override
     def observe(self, edit: Edit) -> None:
-        """Let later batches preserve the keys of this one too."""
-        self._preserved.add(edit.state, 1.0 / self.rho if self.earlier_keys == "auto" else float(self.earlier_keys))
+        """Let later batches preserve the keys of this one too, and the parts take note of it."""
+        self._batches_left -= 1
+        weight = (1.0 / self.rho if self.rho else 1.0) if self.earlier_keys == "auto" else float(self.earlier_keys)
+        self._preserved.add(edit.state, self.edited_layers, weight)
+        edited = [self._edited_layer(layer, edit) for layer in self.edited_layers]
+        for name, part in self.parts.items():
+            part.observe(own_state(edit.state, name), edited)
 
-    # ---------------------------------------------------------------- value vectors
+    def _edited_layer(self, layer: int, edit: Edit) -> EditedLayer:
+        name = self.editable.parameter_of(layer)
+        return EditedLayer(
+            layer,
+            edit.state.get(f"keys.{layer}"),
+            self.editable.oriented(name, self.editable.parameter(name)).detach(),
+            self.originals.get(layer),
+            self.second_moments.get(layer),
+        )
 
-    @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([self.offset])
-
-    def find_values(self, groups: Sequence[Group]) -> ValueVectors:
-        """v* and keys of groups of facts that share a key, apart from any run."""
-        return self._find(groups)[0]
-
-    def _find(
-        self,
-        groups: Sequence[Group],
-        totals: SearchTotals = SearchTotals(),  # noqa: B008 - frozen
-        progress: Progress | None = None,
-    ) -> tuple[ValueVectors, SearchTotals]:
-        with torch.enable_grad():
-            return self.searcher.find(groups, self.offset, self.configure_optimizers(), totals, progress)
-
-    def _begin_batch(self) -> None:
-        self._found: list[ValueVectors] = []
-        self._totals = SearchTotals()
-        self._error: Exception | None = None  # what ended the search on this process, until all can be told
+    # ---------------------------------------------------------------- what is found for each fact
 
     @override
-    def on_train_epoch_start(self) -> None:
-        self._begin_batch()
+    def revised(self, vectors: ValueVectors) -> ValueVectors:
+        return self.residual.revised(self, vectors)
 
     @override
-    def training_step(self, batch: list[Fact], batch_idx: int) -> None:
-        """Find the value vectors of some facts, those that share a key together."""
-        groups = group_by_key([fact for fact in batch if not self._drops(fact)])
-        if not groups or self._error is not None:
-            return
-        epoch, device = self.trainer.current_epoch, self.editable.device
-        if (kept := self._checkpoint.read(epoch, batch_idx, groups, device)) is not None:
-            found, self._totals = kept
-            self._found.append(found)
-            return
-        before, began = self._totals.facts, time.perf_counter()
-        try:
-            found, self._totals = self.searcher.find(
-                groups, self.offset, self.optimizers(), self._totals, self.show_progress
-            )
-        except Exception as error:
-            if self.trainer.world_size == 1:
-                raise
-            self._error = error  # the others wait in ``synchronize``, where it is raised on all
-            return
-        self._found.append(found)
-        if batch_idx or not self.trainer.is_last_batch:  # of a batch of one step nothing but the solve is left
-            self._checkpoint.write(epoch, batch_idx, found, self._totals)
-        count = self._totals.facts
-        logged = {
-            "loss": self._totals.loss / count,
-            "p(new)": self._totals.probability / count,
-            "facts_per_second": (count - before) / (time.perf_counter() - began),
-        }
-        self.log_dict(logged, batch_size=count - before)
-
-    @override
-    def on_train_epoch_end(self) -> None:
-        self._checkpoint.remove(self.trainer.current_epoch)
-
-    @override
-    def on_fit_end(self) -> None:
-        if self.global_rank == 0:
-            self._checkpoint.clear()
+    def configure_optimizers(self) -> Any:
+        return self.residual.configure_optimizers(self)
 
     @override
     def synchronize(self) -> None:
-        raise_on_all_ranks(self._error)
-        mine = ValueVectors.cat(self._found).to("cpu") if self._found else None
-        parts = gather(mine)
-        if len(parts) > 1 and any(part is not None for part in parts):
-            self._found = [ValueVectors.deal_in(parts).to(self.editable.device)]
+        super().synchronize()
+        self.residual.synchronize(self)
+
+    @override
+    def find_step(self, groups: Sequence[Group], batch_idx: int) -> FoundPart:
+        if self.searches_values:
+            return super().find_step(groups, batch_idx)
+        return self.residual.step(self, groups, batch_idx)
+
+    @override
+    def drops(self, fact: Fact) -> bool:
+        return self.dependent == "drop" and fact.fact_id in self._contradicted
 
     # ---------------------------------------------------------------- the solve
 
@@ -392,7 +322,7 @@ class ClosedFormEditor(Editor):
     @torch.no_grad()
     def edit(self, batch: Sequence[Fact]) -> WeightEdit:
         """Solve each edited layer for what the training steps found."""
-        edit = self.edit_for(ValueVectors.cat(self._found)) if self._found else self._no_change()
+        edit = self._edit_found() if self._found else self._no_change()
         pairs = {fact.fact_id: self._contradicted[fact.fact_id] for fact in batch if fact.fact_id in self._contradicted}
         if not pairs:
             return edit
@@ -401,8 +331,10 @@ class ClosedFormEditor(Editor):
             notes["dropped"] = [*pairs, *notes.get("dropped", [])]
         return replace(edit, notes=notes)
 
-    def _drops(self, fact: Fact) -> bool:
-        return self.dependent == "drop" and fact.fact_id in self._contradicted
+    def _edit_found(self) -> WeightEdit:
+        if self.searches_values:
+            return self.edit_for(ValueVectors.cat(self._found))
+        return self._solved(self.residual.goal(self, self._found), {})
 
     def _no_change(self) -> WeightEdit:
         """The edit of a batch whose facts were all dropped."""
@@ -413,25 +345,35 @@ class ClosedFormEditor(Editor):
     @torch.no_grad()
     def edit_for(self, vectors: ValueVectors) -> WeightEdit:
         """The edit that gives these value vectors; those of facts that are to be dropped are left out."""
-        layers = self.layer_solver
-        vectors, notes = check_dependence(vectors, self._preserved.second_moments[layers.layers[0]], self.dependent)
-        solved = layers.solve(vectors, self.solve)
-        state = {}
+        moment = self.second_moments.get(self.edited_layers[0])
+        vectors, notes = check_dependence(vectors, moment, self.dependent)
+        return self._solved(self.reach(vectors), notes)
+
+    def reach(self, vectors: ValueVectors) -> ReachValues:
+        """What the edited layers are asked for, so that the last of them gives these values."""
+        return ReachValues(vectors, self.searcher, self.spread)
+
+    def _solved(self, goal: Goal, notes: dict[str, Any]) -> WeightEdit:
+        def solve(problem: LayerProblem) -> Delta:
+            return self.restrain(self.solve(problem), problem)
+
+        solved = self.layer_solver.solve(
+            goal, solve, rounds=self.rounds, choose=self.choose if self.chooses_facts else None
+        )
+        state = {f"{name}.{key}": t for name, part in self.parts.items() for key, t in part.state().items()}
         if self.earlier_keys or self.keeps_earlier_keys:
-            state = {f"keys.{layer}": keys.float().cpu() for layer, keys in solved.keys.items()}
+            state |= {f"keys.{layer}": keys.float().cpu() for layer, keys in solved.keys.items()}
         return replace(solved.edit(self.editable), state=state, notes=notes)
 
     @property
     def layer_solver(self) -> LayerSolver:
         """What goes through the edited layers one after the other."""
-        return LayerSolver(self.editable, self.searcher, self.spread, self._preserved)
+        return LayerSolver(
+            self.editable, self.edited_layers, self._preserved, self.originals, self._batches_left <= 1,
+            self.keeps_earlier_keys, self.wants_prompt_keys,
+        )  # fmt: skip
 
 
-def _blocks(layers: Any) -> list[int] | None:
-    """A list of blocks, of which there may be one alone."""
-    blocks = [layers] if type(layers) is int else layers
-    if blocks is None:
-        return None
-    if not isinstance(blocks, (list, tuple, range)) or not all(type(block) is int for block in blocks):
-        raise InputError(f"layers: expected blocks, counted from 0, but got {shorten(layers)}; write [5]")
-    return list(blocks)
+def own_state(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """A part's own entries of an edit's state."""
+    return {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -40,6 +40,11 @@ class ValueSearch:
         decay: weight of ‖δ‖ / ‖v₀‖² (in units of ‖v₀‖).
         clamp: largest ‖δ‖ as a multiple of ‖v₀‖.
         loss_threshold: a fact is done once its loss is below this (nats).
+        stop_after_first: a fact is done, too, once each token of its target has been the likeliest in all templates at
+            the step before and at this many more (ENCORE, arXiv 2502.01636: 4 for GPT2-XL, 3 for Llama-2-7b). Default:
+            that stops nothing.
+        weights: those that values are found with: the "present" ones, or the "unedited" ones of before the run, as NSE
+            has it. What is missing is measured on the present ones in any case.
         context_templates: groups of templates, each with one "{}" for the prompt; keys are averaged within groups and
             then over groups. Default: "{}" alone and five prefixes sampled from the model with the run's seed.
         template_tokens: tokens of each sampled prefix.
@@ -54,6 +59,8 @@ class ValueSearch:
     decay: NonNegativeFloat = 0.5
     clamp: PositiveFloat = 0.75
     loss_threshold: NonNegativeFloat = 0.05
+    stop_after_first: NonNegativeInt | None = None
+    weights: Literal["present", "unedited"] = "present"
     context_templates: list[list[str]] | None = None
     template_tokens: PositiveInt = 10
     seed: int = 0
@@ -168,18 +175,27 @@ class MicroBatch:
         layer: the block at which δ acts.
         key_layer: the block whose keys are kept.
         at_projection: where in that block, see ``Replay``.
+        watches_first: whether ``first`` is wanted.
 
     Attributes:
         start: (G, hidden) float32 v₀, in each group's first template.
         keys: (G, templates, d_in) float32.
         facts: the facts still at work, at first all.
         group_of: (facts at work,) the group of each.
+        first: (facts at work,) bool, whether at the last ``losses`` every token of the target was the likeliest in all
+            templates.
     """
 
     def __init__(
-        self, editable: EditableModel, groups: Sequence[GroupRows], layer: int, key_layer: int, at_projection: bool
+        self,
+        editable: EditableModel,
+        groups: Sequence[GroupRows],
+        layer: int,
+        key_layer: int,
+        at_projection: bool,
+        watches_first: bool = False,
     ) -> None:
-        self.editable = editable
+        self.editable, self._watches_first = editable, watches_first
         device = editable.device
         self.facts = [fact for group in groups for fact in group.facts]
         spans = [span for group in groups for span in group.prompts]
@@ -221,7 +237,17 @@ class MicroBatch:
             torch.cat([self._place, torch.zeros_like(essence)]),
         )
         scored, essence_hidden = hidden.split([len(self._row), facts])
-        nll = row_wise(lambda part, at: token_nll(self.editable.head(part), self._target[at]), scored, self._chunk)
+        likeliest = torch.zeros(len(scored), dtype=torch.bool, device=offset.device)
+
+        def scores(part: Tensor, at: slice) -> Tensor:
+            logits = self.editable.head(part)
+            if self._watches_first:
+                likeliest[at] = logits.detach().argmax(-1) == self._target[at]
+            return token_nll(logits, self._target[at])
+
+        nll = row_wise(scores, scored, self._chunk)
+        if self._watches_first:
+            self.first = group_mean(likeliest.float(), self._row // self.templates, facts) == 1
         if self._reference is None:
             with torch.no_grad():
                 self._reference = self.editable.head(essence_hidden).log_softmax(-1)

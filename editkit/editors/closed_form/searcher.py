@@ -108,6 +108,17 @@ class ValueSearcher:
         mean = self.mean_keys(torch.stack([keys[i] for i in order]))
         return ValueVectors(tuple(groups), mean, torch.stack([values[i] for i in order], 1)), totals
 
+    def prompt_keys(self, groups: Sequence[Group], layer: int) -> Tensor:
+        """Keys of one block on the bare prompts: (d_in, E) float32."""
+        return self._lookup(groups, ["{}"], layer, [layer])[1][layer].T.float()
+
+    def start(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """States where values are found, and outputs of the projection there, on the bare prompts: (hidden, E) each."""
+        states = self.states(groups)
+        return states, states if self.at_projection else self._lookup(groups, ["{}"], self.layers[-1], (), True)[
+            0
+        ].T.float()
+
     def keys(self, groups: Sequence[Group], layer: int) -> Tensor:
         """Keys of one block with the weights as they are: (d_in, E), averaged over the templates, float32."""
         flat = [t for group in self.templates for t in group]
@@ -156,13 +167,15 @@ class ValueSearcher:
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor, SearchTotals]:
         """v* (G, hidden) and keys (G, templates, d_in) of one micro-batch, and the totals after it."""
-        work = MicroBatch(self.model, groups, self.layers[-1], self.layers[0], self.at_projection)
+        patience = self.settings.stop_after_first
+        work = MicroBatch(self.model, groups, self.layers[-1], self.layers[0], self.at_projection, patience is not None)
         start, count = work.start, len(groups)
         offset.data = torch.zeros_like(start)
         optimizer.state.clear()
         active = torch.ones(count, dtype=torch.bool, device=start.device)
         sizes = torch.tensor([len(group.facts) for group in groups], device=start.device)
         mean_loss, mean_nll = torch.zeros(2, count, device=start.device)
+        steps_first = torch.zeros(count, dtype=torch.long, device=start.device)
 
         def show(done: Tensor) -> None:
             if progress is not None:
@@ -179,6 +192,9 @@ class ValueSearcher:
             mean_loss = torch.where(present, group_mean(loss.detach(), group_of, count), mean_loss)
             mean_nll = torch.where(present, group_mean(nll.detach(), group_of, count), mean_nll)
             active &= mean_loss >= self.settings.loss_threshold
+            if patience is not None:
+                steps_first += present & (group_mean(work.first.float(), group_of, count) == 1)
+                active &= steps_first <= patience
             show(~active)
             if step == self.settings.num_steps - 1 or not active.any():
                 break
@@ -199,8 +215,14 @@ class ValueSearcher:
         return start + offset.detach(), work.keys, totals
 
     def _lookup(
-        self, groups: Sequence[Group], templates: Sequence[str], last: int, layers: Sequence[int] = ()
+        self,
+        groups: Sequence[Group],
+        templates: Sequence[str],
+        last: int,
+        layers: Sequence[int] = (),
+        at_projection: bool | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        at_projection = self.at_projection if at_projection is None else at_projection
         device = self.model.device
         spans = encode_prompts(self.tokenizer, [group[0] for group in groups], templates)
         batches = length_batches([len(s.ids) for s in spans], LOOKUP_TOKENS)
@@ -208,7 +230,7 @@ class ValueSearcher:
         for batch in batches:
             ids, mask = pad([spans[i].ids for i in batch], device)
             lookup = torch.tensor([spans[i].lookup for i in batch], device=device)
-            parts.append(lookup_states(self.model, ids, mask, lookup, last, layers, self.at_projection))
+            parts.append(lookup_states(self.model, ids, mask, lookup, last, layers, at_projection))
         back = torch.tensor([i for batch in batches for i in batch], device=device).argsort()
         return torch.cat([p[0] for p in parts])[back], {n: torch.cat([p[1][n] for p in parts])[back] for n in layers}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.progress import Progress
@@ -13,12 +13,13 @@ from rich.progress import Progress
 from editkit.data.facts import Fact
 from editkit.data.module import group_by_key
 from editkit.data.plan import RunPlan, Tuning
-from editkit.editors.closed_form.layers import LayerProblem, LayerSolver
+from editkit.editors.closed_form.layers import Goal, LayerSolver
+from editkit.editors.closed_form.problem import LayerProblem
 from editkit.editors.closed_form.search import Group, SearchTotals
 from editkit.editors.closed_form.searcher import Progress as SearchProgress
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import AppliedEdits
-from editkit.functional import Delta, preservation_memorization_update, ridge_path
+from editkit.functional import Delta
 from editkit.functional.scores import harmonic_mean
 from editkit.utils.distributed import broadcast_object, gather, rank_and_size
 from editkit.utils.errors import InputError
@@ -50,25 +51,54 @@ class PathPoint:
         return {"rho": self.rho, **self.scores, "norm": self.norm}
 
 
-def choose_ridge(find: FindValues, solver: LayerSolver, plan: RunPlan) -> dict[str, Any]:
+class UpdatePath(Protocol):
+    """The changes of one layer for every ridge."""
+
+    def delta(self, rho: float) -> Delta:
+        """The change at one."""
+
+    def grid(self, count: int) -> list[float]:
+        """Ridges, ascending, over the range in which they matter."""
+
+
+class Method(Protocol):
+    """What a method does at a ridge."""
+
+    def reach(self, vectors: ValueVectors) -> Goal:
+        """What is asked for these value vectors."""
+
+    def path(self, problem: LayerProblem) -> UpdatePath:
+        """For every ridge, of the first layer."""
+
+    def solve_at(self, problem: LayerProblem, rho: float) -> Delta:
+        """At one, of a later layer."""
+
+    def restrain(self, delta: Delta, problem: LayerProblem) -> Delta:
+        """The change as it is made."""
+
+
+def choose_ridge(find: FindValues, solver: LayerSolver, plan: RunPlan, method: Method) -> dict[str, Any]:
     """Choose ρ by the score S on the plan's tuning facts, or take the one that an interrupted run has chosen.
 
     Args:
         find: finds value vectors.
         solver: goes through the edited layers of the unedited model.
         plan: the run's.
+        method: what is done at a ridge.
 
     Returns:
         "rho", and "ridge_path": a row for each ridge that was tried (JSON values).
     """
     if "ridge_path" in plan.findings:
         return {name: plan.findings[name] for name in ("rho", "ridge_path")}
-    points = score_path(find, solver, plan.tuning, plan.progress and rank_and_size()[0] == 0)
+    points = score_path(find, solver, plan.tuning, method, plan.progress and rank_and_size()[0] == 0)
     return {"rho": best(points).rho, "ridge_path": [point.row() for point in points]}
 
 
 @torch.no_grad()
-def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, progress: bool = False) -> list[PathPoint]:
+def score_path(
+    find: FindValues, solver: LayerSolver, tuning: Tuning | None, method: Method, progress: bool = False
+) -> list[PathPoint]:
     """Edit the tuning facts with every ridge of the path, score each, and put the weights back.
 
     The value vectors are found once. The first layer's updates come from one eigendecomposition; the later layers' of
@@ -79,6 +109,7 @@ def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, pro
         solver: goes through the edited layers of the unedited model.
         tuning: facts, as many as a batch of edits has, and the rows to score by; of several processes, each searches
             its share of the facts.
+        method: what is done at a ridge.
         progress: show a progress bar.
 
     Raises:
@@ -89,20 +120,19 @@ def score_path(find: FindValues, solver: LayerSolver, tuning: Tuning | None, pro
     points: list[PathPoint] = []
     applied = AppliedEdits(solver.model)
     with progress_bar(shown=progress) as bar:
-        vectors = _find(find, tuning.facts, bar).to(solver.model.device)
-        first = solver.problem(vectors, 0)
-        path = ridge_path(first.keys, first.residuals, first.second_moment)
+        goal = method.reach(find_all(find, tuning.facts, bar, "ridge: values").to(solver.model.device))
+        first = solver.problem(goal, 0)
+        path = method.path(first)
 
         def solve(problem: LayerProblem, rho: float) -> Delta:
-            if problem is first:
-                return path.delta(rho)
-            return preservation_memorization_update(problem.keys, problem.residuals, problem.second_moment, rho)
+            delta = path.delta(rho) if problem is first else method.solve_at(problem, rho)
+            return method.restrain(delta, problem)
 
         task = bar.add_task("ridge: scores", total=RIDGES + FINER)
         waiting = path.grid(RIDGES)
         while waiting:
             rho = waiting.pop(0)
-            solved = solver.solve(vectors, partial(solve, rho=rho), first)
+            solved = solver.solve(goal, partial(solve, rho=rho), first)
             try:
                 applied.apply(solved.edit(solver.model))
                 scores = tuning.score(tuning.rows)
@@ -139,11 +169,18 @@ def _between_neighbors(grid: Sequence[float], chosen: float) -> list[float]:
     return [low * (high / low) ** (i / steps) for i in range(1, steps) if i != middle]
 
 
-def _find(find: FindValues, facts: Sequence[Fact], bar: Progress) -> ValueVectors:
-    """Value vectors of all tuning facts, on every process."""
+def find_all(find: FindValues, facts: Sequence[Fact], bar: Progress, told: str) -> ValueVectors:
+    """Value vectors of all these facts, on every process; each searches its share.
+
+    Args:
+        find: finds value vectors.
+        facts: the facts.
+        bar: shows how far it is.
+        told: what it is called there.
+    """
     rank, world = rank_and_size()
     mine = group_by_key(facts)[rank::world]
-    task = bar.add_task("ridge: values", total=sum(len(group) for group in mine))
+    task = bar.add_task(told, total=sum(len(group) for group in mine))
     parts: list[ValueVectors] = []
     totals = SearchTotals()
     for start in range(0, len(mine), STEP):

@@ -51,7 +51,7 @@ def test_each_point_is_what_that_ridge_does(atlas: Loaded, moments: Path, layers
     before = atlas[0].transformer.h[0].mlp.c_proj.weight.clone()
     tuned.preserve(factored_second_moments(tuned.editable, tuned.tokenizer, layers, tuned.second_moment))
     score = tuning_score(Evaluator(tuned.editable, tuned.tokenizer, Protocol()))
-    points = score_path(tuned._find, tuned.layer_solver, Tuning(tuning.facts, tuple(rows), score))
+    points = score_path(tuned.find, tuned.layer_solver, Tuning(tuning.facts, tuple(rows), score), tuned)
     assert torch.equal(atlas[0].transformer.h[0].mlp.c_proj.weight, before)
     assert [p.rho for p in points] == sorted(p.rho for p in points)
     assert points[0].norm > points[-1].norm

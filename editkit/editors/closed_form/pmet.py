@@ -1,0 +1,36 @@
+"""PMET: values of the edited module itself, and larger shares to the early layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse.typing import PositiveFloat
+from typing_extensions import override
+
+from editkit.editors.closed_form.closed_form import ClosedForm
+from editkit.editors.closed_form.preservations import SecondMoment
+from editkit.editors.closed_form.spread import Spread, SquareRootSpread
+
+
+class PMET(ClosedForm):
+    """PMET (Li et al. 2023, arXiv 2308.08742): H = (λC)⁻¹, ρ = 1, R/√(L − l + 1) at each layer.
+
+    v* is what the MLP of the last edited block must give, not what the block must; what is missing is measured there.
+    (The attention's output, which PMET optimises beside it and does not edit, is left as it is.)
+
+    Args:
+        preservation_weight: λ on the second moment C (GPT-J: 6,000).
+        spread: default ``SquareRootSpread()``.
+        kwargs: see ``ClosedForm``. Batches do not know of one another's keys, as published.
+    """
+
+    def __init__(
+        self, preservation_weight: PositiveFloat = 15000.0, spread: Spread | None = None, **kwargs: Any
+    ) -> None:
+        kwargs = {"earlier_keys": 0.0, **kwargs}
+        super().__init__(preservation=SecondMoment(preservation_weight), spread=spread or SquareRootSpread(), **kwargs)
+
+    @property
+    @override
+    def at_projection(self) -> bool:
+        return True

@@ -1,0 +1,45 @@
+"""UltraEdit: no search, no subject, no second moment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from editkit.editors.closed_form.closed_form import ClosedForm
+from editkit.editors.closed_form.parts import PreservationRule, ResidualRule
+from editkit.editors.closed_form.preservations import Identity
+from editkit.editors.closed_form.standardised_gradient import StandardisedGradient
+
+
+class UltraEdit(ClosedForm):
+    """UltraEdit (Gu et al. 2025, arXiv 2505.14679): R = −η ‖k̂‖² ĝ at each token of the targets, H = I, ρ = 1.
+
+    One forward and one backward pass per fact. Each edited layer takes its own gradient, whatever the others do.
+
+    Args:
+        lr: η.
+        variance: "paper" or "code", see ``StandardisedGradient``.
+        micro_batch: facts in each group that the statistics take up, see there.
+        preservation: default ``Identity()``; with ``SecondMoment()`` the same residual preserves what text uses.
+        residual: default that of ``lr``, ``variance`` and ``micro_batch``.
+        earlier_keys: as for ``ClosedForm``; M is not kept as published.
+        kwargs: see ``ClosedForm``; how values are found has no effect.
+    """
+
+    def __init__(
+        self,
+        lr: PositiveFloat = 1e-6,
+        variance: Literal["paper", "code"] = "paper",
+        micro_batch: PositiveInt | None = None,
+        preservation: PreservationRule | None = None,
+        residual: ResidualRule | None = None,
+        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            preservation=preservation or Identity(),
+            residual=residual or StandardisedGradient(lr, variance, micro_batch),
+            earlier_keys=earlier_keys,
+            **kwargs,
+        )
