@@ -1,10 +1,10 @@
-"""Second moments of the keys over text.
+"""Second moments of the keys, or of output gradients, over text.
 
 ``source`` says where they come from, ``wanted`` what is asked for and what there is, ``estimate`` finds or makes them,
-``accumulate`` adds up, ``folder`` keeps.
+``accumulate`` adds up, ``folder`` keeps; ``summand`` says of what, and ``output_gradients`` adds up those.
 """
 
-from editkit.covariance.estimate import ensure, factored_second_moments, second_moments
+from editkit.covariance.estimate import ensure, factored_second_moments, output_gradient_moments, second_moments
 from editkit.covariance.source import SecondMomentSource, check_can_keep, check_has_text, check_source
 from editkit.covariance.wanted import check_ready
 
@@ -16,5 +16,6 @@ __all__ = [
     "check_source",
     "ensure",
     "factored_second_moments",
+    "output_gradient_moments",
     "second_moments",
 ]

@@ -1,4 +1,4 @@
-"""Sums of k kᵀ at the MLP output projections, over text, on any number of processes."""
+"""Sums of k kᵀ at the MLP output projections, over text, on any number of processes; a subclass sums what it likes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from editkit.covariance.folder import Partial
+from editkit.covariance.summand import KEYS
 from editkit.data.windows import Round, TextDataModule
 from editkit.functional.second_moment import SecondMomentSum, relative_change
-from editkit.models.editable import EditableModel, StopForward, orient, watching
+from editkit.models.editable import EditableModel, StopForward, watching
 from editkit.models.fused import fused_activations
 from editkit.utils.distributed import broadcast_object, gather, raise_on_all_ranks, rank_and_size
 from editkit.utils.errors import InputError
@@ -23,11 +24,6 @@ from editkit.utils.memory import free_bytes
 from editkit.utils.signals import hold, stop_by, stop_requested
 
 ROWS = 4096  # keys per product, where it runs at its peak
-
-
-def input_width(editable: EditableModel, layer: int) -> int:
-    """d_in of a block's projection."""
-    return int(orient(editable.projection(layer), editable.weight(layer)).shape[1])
 
 
 class SecondMoments(L.LightningModule):
@@ -52,7 +48,10 @@ class SecondMoments(L.LightningModule):
         change: largest relative change of C at the last doubling; None before the second one.
         resumed: tokens that came from a partial file.
         until_safe: for a ``with`` block around the run: a signal stops it between two batches, when the sums are kept.
+        of: what is summed.
     """
+
+    of = KEYS
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class SecondMoments(L.LightningModule):
             where = torch.device("cpu") if self.accumulate_on == "cpu" or device.type == "mps" else device
             self._check_memory(where)
             self.sums = {
-                layer: SecondMomentSum.zeros(input_width(self.editable, layer), where) for layer in self.layers
+                layer: SecondMomentSum.zeros(self.of.width(self.editable, layer), where) for layer in self.layers
             }
             self._rows = {layer: [] for layer in self.layers}
             kept = self.partial.load() if rank_and_size()[0] == 0 else None
@@ -155,6 +154,7 @@ class SecondMoments(L.LightningModule):
         self.until_safe.close()
 
     def _forward(self, batch: Round) -> None:
+        """Run the model on a batch and ``_take`` its rows."""
         ids, kept = batch.ids.to(self.editable.device), batch.mask.flatten().bool().to(self.editable.device)
         whole = bool(batch.mask.all())
         last = self.layers[-1]
@@ -162,9 +162,7 @@ class SecondMoments(L.LightningModule):
         def keep(layer: int) -> Callable[..., None]:
             def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 keys = inputs[0].reshape(-1, inputs[0].shape[-1])
-                self._rows[layer].append(keys if whole else keys[kept])
-                if sum(map(len, self._rows[layer])) >= ROWS:
-                    self._flush(layer)
+                self._take(layer, keys if whole else keys[kept])
                 if layer == last:
                     raise StopForward
 
@@ -174,6 +172,11 @@ class SecondMoments(L.LightningModule):
         with torch.no_grad(), fused_activations(self.editable.model), watching(*hooks):
             # no mask: what is padded stands to the right of all tokens, which attend to their left only
             self.editable.model(input_ids=ids, use_cache=False)
+
+    def _take(self, layer: int, rows: Tensor) -> None:
+        self._rows[layer].append(rows)
+        if sum(map(len, self._rows[layer])) >= ROWS:
+            self._flush(layer)
 
     def _flush(self, layer: int) -> None:
         rows, self._rows[layer] = self._rows[layer], []
@@ -250,10 +253,11 @@ class SecondMoments(L.LightningModule):
 
     def _check_memory(self, where: torch.device) -> None:
         sharing = 1 if where.type == "cuda" else int(getattr(self.trainer, "num_devices", 1) or 1)
-        needs = needed_bytes([input_width(self.editable, layer) for layer in self.layers], self.tolerance is not None)
+        widths = [self.of.width(self.editable, layer) for layer in self.layers]
+        needs = needed_bytes(widths, self.tolerance is not None)
         free = free_bytes(where) // sharing
         if needs > free:
-            widest = max(input_width(self.editable, layer) for layer in self.layers)
+            widest = max(widths)
             at_once = free // needed_bytes([widest], self.tolerance is not None)
             remedies = []
             if 1 <= at_once < len(self.layers):
@@ -268,7 +272,7 @@ class SecondMoments(L.LightningModule):
 
 
 def needed_bytes(widths: Sequence[int], checks: bool = False) -> int:
-    """Memory of the sums: 8·d_in² bytes a layer, and twice that where convergence is checked.
+    """Memory of the sums: 8·d² bytes a layer, and twice that where convergence is checked.
 
     >>> f"{needed_bytes([16_384] * 6) / 1e9:.1f} GB"
     '12.9 GB'

@@ -1,4 +1,4 @@
-"""Second moments of the keys over text: loaded where they are there, else estimated, kept and reported."""
+"""Second moments of keys or output gradients over text: loaded where they are there, else estimated and kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from editkit.covariance.accumulate import SecondMoments, input_width
+from editkit.covariance.accumulate import SecondMoments
 from editkit.covariance.folder import Partial, SecondMomentFolder
+from editkit.covariance.output_gradients import OutputGradientMoments
 from editkit.covariance.progress import TokenProgress
 from editkit.covariance.source import PATH, SecondMomentSource, settled
+from editkit.covariance.summand import KEYS, OUTPUT_GRADIENTS, Summand
 from editkit.covariance.wanted import check_count, look
 from editkit.data.text import Text
 from editkit.data.windows import TextDataModule
@@ -31,7 +33,8 @@ from editkit.utils.quiet import quiet_lightning
 from editkit.utils.signals import leave_signals
 from editkit.utils.words import counted
 
-TOKENS_ON_CPU, TOKENS_ELSEWHERE = 2048, 8192  # of a padded batch
+#: tokens of a padded batch on a CPU, and elsewhere; a graph over all blocks takes more memory than one forward
+BATCH_TOKENS = {KEYS: (2048, 8192), OUTPUT_GRADIENTS: (512, 2048)}
 
 
 def second_moments(
@@ -77,6 +80,39 @@ def factored_second_moments(
         return {layer: folder.factored(layer) for layer in sorted(set(layers))}
 
 
+def output_gradient_moments(
+    editable: EditableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    source: SecondMomentSource,
+    progress: bool = True,
+    announce: bool | None = None,
+) -> dict[int, Tensor]:
+    """Load the second moments of the output gradients of ``layers``, or estimate and keep them.
+
+    g is the gradient of the model's own loss by the output of a block's MLP projection, with labels that are drawn
+    from the model (``editkit.covariance.output_gradients``). They stand in the folder of ``source``, beside those of
+    the keys.
+
+    Args:
+        editable: the unedited model.
+        tokenizer: its fast tokenizer.
+        layers: blocks whose projection's output is meant.
+        source: text, size and folder; ``seed`` is of the labels too. ``ridge`` is not used.
+        progress: show how far it is.
+        announce: say what is estimated; default as ``progress``.
+
+    Returns:
+        Block to B = E[g gᵀ], (d_out, d_out) float64 on the CPU; of lower rank where there are fewer tokens than d_out.
+
+    Raises:
+        InputError: what is at ``source.path`` is of something else or not readable, there is no text, or too little
+            memory.
+    """
+    folder = ensure(editable, tokenizer, layers, source, progress, announce, of=OUTPUT_GRADIENTS)
+    return {layer: folder.read(layer) for layer in sorted(set(layers))}
+
+
 def ensure(
     editable: EditableModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -85,6 +121,7 @@ def ensure(
     progress: bool = True,
     announce: bool | None = None,
     trainer: L.Trainer | None = None,
+    of: Summand = KEYS,
 ) -> SecondMomentFolder:
     """The folder of ``source``, with moments of all of ``layers``: those that it lacks are estimated.
 
@@ -97,11 +134,12 @@ def ensure(
         announce: say what is estimated; default as ``progress``.
         trainer: runs the estimate; default one of its own, on the model's device. Within an initialised process group
             each rank takes its share.
+        of: what they are moments of.
     """
     rank = rank_and_size()[0] if trainer is None else trainer.global_rank
-    with heartbeat("second moments: looking for what there is", progress and rank == 0) as working_on:
+    with heartbeat(f"{of.title}: looking for what there is", progress and rank == 0) as working_on:
         told = progress if announce is None else announce
-        return _ensure(editable, tokenizer, layers, source, progress, told, trainer, rank, working_on)
+        return _ensure(editable, tokenizer, layers, source, progress, told, trainer, rank, working_on, of)
 
 
 def _ensure(
@@ -114,11 +152,12 @@ def _ensure(
     trainer: L.Trainer | None,
     rank: int,
     working_on: Callable[[str], None],
+    of: Summand,
 ) -> SecondMomentFolder:
     layers, error = sorted(set(layers)), None
     source = settled(source, editable)
     try:
-        folder, text, budget, missing = look(editable, tokenizer, layers, source)
+        folder, text, budget, missing = look(editable, tokenizer, layers, source, of)
         if missing and rank == 0:
             check_can_write(folder.folder, PATH if source.path else cache_option())
     except Exception as caught:
@@ -134,7 +173,7 @@ def _ensure(
         amount = counted(source.num_documents or 0, "document") if budget is None else counted(budget, "token")
         print_line(
             console(),
-            f"second moments: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
+            f"{of.title}: estimating block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} from {amount} "
             f"of {source.text}, kept in {folder.folder}",
         )
     device, at_once = editable.device, source.layers_at_once or len(layers)
@@ -166,24 +205,28 @@ def _estimate(
     Unfinished sums are found again by the layers ``at_work``, though some of those may be written by then.
     """
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    max_tokens = source.max_tokens or (TOKENS_ON_CPU if on_cpu else TOKENS_ELSEWHERE)
+    of = folder.of
+    max_tokens = source.max_tokens or BATCH_TOKENS[of][0 if on_cpu else 1]
     free = ("path", "save_minutes", "accumulate_on", "trust", "ridge")  # what may change before a run goes on
     same = {name: value for name, value in asdict(source).items() if name not in free} | {"max_tokens": max_tokens}
     partial = Partial(folder.folder / f".partial-{digest(same, folder.about, at_work, budget)}.safetensors")
-    module = SecondMoments(editable, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
-    widths = {layer: input_width(editable, layer) for layer in folder.about}
+    kind = OutputGradientMoments if of is OUTPUT_GRADIENTS else SecondMoments
+    module = kind(editable, layers, source.accumulate_on, source.tolerance, partial, source.save_minutes)
+    if isinstance(module, OutputGradientMoments):
+        module.label_seed = source.seed
+    widths = {layer: of.width(editable, layer) for layer in folder.about}
     first_check = max(widths.values()) if source.tolerance is not None else None
     data = TextDataModule(tokenizer, text, source, budget, source.num_documents, max_tokens, first_check)
     with module.until_safe:
         trainer.predict(module, datamodule=data, return_predictions=False)
     for layer in module.layers:
-        working_on(f"second moments: eigenvalues and factor of block {layer}")
+        working_on(f"{of.title}: eigenvalues{' and factor' * of.factored} of block {layer}")
         error: Exception | None = None
         try:
             if rank_and_size()[0] == 0:
                 if not module.tokens:
                     raise InputError(f"second_moment.text: expected at least one token, but {source.text!r} has none")
-                if not source.ridge:
+                if of.factored and not source.ridge:
                     check_count(module.tokens, {layer: widths[layer]})
                 about = {
                     "model": editable.model.name_or_path, "text": source.text, "tokens": module.tokens,

@@ -1,8 +1,9 @@
 """The folder of second moments: a file per layer that knows which model, tokenizer and text it is of.
 
 ``layer-L.safetensors`` holds C, float64, and what it is of in its header; ``layer-L.json`` beside it says the same for
-people; ``layer-L.cholesky.safetensors`` is its factor. A file of which one bit is not what was written is refused, or
-made again where that can be.
+people; ``layer-L.cholesky.safetensors`` is its factor. The moments of output gradients stand beside them, as
+``layer-L.output_gradients.safetensors`` and ``.json``, and have no factor. A file of which one bit is not what was
+written is refused, or made again where that can be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from editkit.covariance.summand import KEYS, Summand
 from editkit.functional import FactoredSecondMoment, condition_number, effective_rank, factor_second_moment
 from editkit.functional.second_moment import spectrum
 from editkit.utils.errors import InputError, shorten
@@ -35,7 +37,9 @@ CHECKED = {
     "sample": "lm",
     "tokenizer": "lm",
     "d_in": "lm",
+    "d_out": "lm",
     "text_revision": "second_moment.text",
+    "label_seed": "second_moment.seed",
     "max_length": "second_moment.max_length",
     "packing": "second_moment.packing",
     "num_tokens": "second_moment.num_tokens",
@@ -49,18 +53,18 @@ class Conditioning:
     """How well a layer's C can be solved with.
 
     Attributes:
-        tokens: keys in the average.
-        d_in: their dimensions.
+        tokens: keys in the average, or other vectors.
+        width: their dimensions.
         condition_number: largest over smallest eigenvalue of C.
         effective_rank: exp of the entropy of its normalised eigenvalues.
-        jitter: what was added to its diagonal for the Cholesky factor.
+        jitter: what was added to its diagonal for the Cholesky factor; None where none is made.
     """
 
     tokens: int
-    d_in: int
+    width: int
     condition_number: float
     effective_rank: float
-    jitter: float
+    jitter: float | None
 
 
 class SecondMomentFolder:
@@ -71,14 +75,22 @@ class SecondMomentFolder:
         about: block to what its moments must be of (``CHECKED`` names the fields; those that are None agree with all).
         trust: take what is there without comparing.
         ridge: added to C before it is factored, as a share of its mean diagonal.
+        of: what they are moments of.
     """
 
-    def __init__(self, folder: Path, about: dict[int, dict[str, Any]], trust: bool = False, ridge: float = 0.0) -> None:
-        self.folder, self.about, self.trust, self.ridge = folder, about, trust, ridge
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[int, dict[str, Any]],
+        trust: bool = False,
+        ridge: float = 0.0,
+        of: Summand = KEYS,
+    ) -> None:
+        self.folder, self.about, self.trust, self.ridge, self.of = folder, about, trust, ridge, of
 
     def file(self, layer: int, suffix: str = ".safetensors") -> Path:
         """Path of one of a layer's files."""
-        return self.folder / f"layer-{layer}{suffix}"
+        return self.folder / f"layer-{layer}{self.of.suffix}{suffix}"
 
     def missing(self, layers: Sequence[int]) -> list[int]:
         """Layers without moments here; those that have some are checked.
@@ -96,7 +108,7 @@ class SecondMomentFolder:
         """What a layer's stored moments are of, compared with what is asked for."""
         stored, asked = self._header(layer), self.about[layer]
         if self.trust:
-            compared = ["d_in"]
+            compared = [self.of.width_name]
         else:  # the hash of the checkpoint where both sides have one, else that of the weights in memory
             both = stored.get("weights") is not None and asked.get("weights") is not None
             of_model = "weights" if both else "memory" if stored["schema"] > 1 else "sample"
@@ -125,20 +137,30 @@ class SecondMomentFolder:
 
         Args:
             layer: its block.
-            moment: (d_in, d_in) float64 on the CPU.
+            moment: (d, d) float64 on the CPU.
             about: what is known of it beyond what is checked: tokens, documents, names.
+
+        Raises:
+            InputError: it is not finite, or could not be written.
         """
+        if not moment.isfinite().all():
+            raise InputError(
+                f"second_moment: expected finite {self.of.noun} of block {layer}, but got NaN or infinity; read the "
+                "model in float32, or check its weights"
+            )
         content = tensor_hash(moment)
         values = spectrum(moment)
-        factored = self._factor(moment)
+        factored = self._factor(moment) if self.of.factored else None
         state = Conditioning(
-            about["tokens"], len(moment), condition_number(values), effective_rank(values), factored.jitter
-        )
+            about["tokens"], len(moment), condition_number(values), effective_rank(values),
+            None if factored is None else factored.jitter,
+        )  # fmt: skip
         known = {
             "schema": SCHEMA, "layer": layer, **self.about[layer], "sample": None, **about, "hash": content,
             "condition_number": state.condition_number, "effective_rank": state.effective_rank, "jitter": state.jitter,
         }  # fmt: skip
-        self._write_factor(layer, factored, content)
+        if factored is not None:
+            self._write_factor(layer, factored, content)
         text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
         with hold():  # once the first is there, the second is not written any more
             write_sealed(self.file(layer), {"second_moment": moment}, known, "second_moment.path")
@@ -148,7 +170,7 @@ class SecondMomentFolder:
         return state
 
     def read(self, layer: int) -> Tensor:
-        """C of one layer, (d_in, d_in) float64 on the CPU, checked bit for bit against what was written."""
+        """C of one layer, (d, d) float64 on the CPU, checked bit for bit against what was written."""
         about = self.check(layer)
         tensors, sealed = self._tensors(self.file(layer))
         moment = tensors.get("second_moment")
@@ -173,7 +195,8 @@ class SecondMomentFolder:
     def conditioning(self, layer: int) -> Conditioning:
         """What was found of a layer's C when it was written."""
         about = self._header(layer)
-        return Conditioning(**{name: about[name] for name in Conditioning.__dataclass_fields__})
+        stored = {**about, "width": about[self.of.width_name]}
+        return Conditioning(**{name: stored[name] for name in Conditioning.__dataclass_fields__})
 
     def _factor(self, moment: Tensor) -> FactoredSecondMoment:
         if self.ridge:
@@ -190,9 +213,17 @@ class SecondMomentFolder:
         file = self.file(layer)
         try:
             about: dict[str, Any] = read_about(file) if is_sealed(file) else self._older_header(file)
-            about["hash"], about["d_in"], about["tokens"]
+            about["hash"], about["tokens"]
+            named = about.get("of", KEYS.name)
+            if named == self.of.name:
+                about[self.of.width_name]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._broken(file, str(error) or type(error).__name__) from error
+        if named != self.of.name:
+            raise InputError(
+                f"second_moment.path: expected second moments of {self.of.noun}, but {file} has those of "
+                f"{shorten(named)}; delete it, and it is made anew"
+            )
         if about.get("schema", 0) > SCHEMA:
             raise InputError(
                 f"second_moment.path: {file} was written by a newer editkit ({about['schema']}); update editkit"

@@ -34,7 +34,7 @@ class TokenProgress(RankZeroBar):
         )  # fmt: skip
         blocks = ", ".join(map(str, pl_module.layers))
         self._task = self._bar.add_task(
-            f"second moments of block {blocks}", total=data.num_tokens or data.num_documents, unit=self._unit
+            f"{pl_module.of.title} of block {blocks}", total=data.num_tokens or data.num_documents, unit=self._unit
         )
         self._bar.start()
         if pl_module.resumed:

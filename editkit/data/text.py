@@ -34,7 +34,7 @@ class TextSource:
         split: split of a dataset that has several.
         column: field of a .jsonl file or column of a dataset that holds the text.
         revision: commit, tag or branch of a named dataset.
-        seed: of the atlas's text.
+        seed: of the atlas's text, and of labels that are drawn for output gradients.
         max_length: tokens per window.
         packing: False: each window lies within one document, and documents never attend to each other. True: documents
             are joined by the end-of-text token and cut into full windows, within which they do.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import count, islice
 
 import lightning as L
 import torch
@@ -29,10 +29,12 @@ class Window:
     Attributes:
         ids: at most ``max_length`` of them.
         documents: documents begun by the end of this window, from the start of the text.
+        number: its place among the text's windows.
     """
 
     ids: tuple[int, ...]
     documents: int
+    number: int
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Round:
         tokens: their tokens.
         documents: documents in them.
         check: whether the token count has doubled since the last check.
+        numbers: of the rows' windows, their places in the text.
     """
 
     ids: Tensor
@@ -54,6 +57,7 @@ class Round:
     tokens: int
     documents: int
     check: bool
+    numbers: tuple[int, ...] = ()
 
 
 def windows(
@@ -74,7 +78,7 @@ def windows(
         raise InputError(
             "second_moment.packing: expected a tokenizer with an end-of-text token, but it has none; set false"
         )
-    documents, begun = islice(text.documents(), num_documents), 0
+    documents, begun, numbers = islice(text.documents(), num_documents), 0, count()
     buffer: list[int] = []
     while pending := list(islice(documents, DOCUMENTS)):
         coded = tokenizer(pending, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -87,10 +91,10 @@ def windows(
                 buffer.append(tokenizer.eos_token_id)
             end = len(buffer) - len(buffer) % source.max_length if source.packing else len(buffer)
             for start in range(0, end, source.max_length):
-                yield Window(tuple(buffer[start : start + source.max_length]), begun)
+                yield Window(tuple(buffer[start : start + source.max_length]), begun, next(numbers))
             buffer = buffer[end:]
     if buffer:
-        yield Window(tuple(buffer), begun)
+        yield Window(tuple(buffer), begun, next(numbers))
 
 
 def within_budget(found: Iterator[Window], num_tokens: int | None) -> Iterator[Window]:
@@ -100,7 +104,7 @@ def within_budget(found: Iterator[Window], num_tokens: int | None) -> Iterator[W
         if left is None:
             yield window
             continue
-        yield Window(window.ids[:left], window.documents)
+        yield replace(window, ids=window.ids[:left])
         left -= len(window.ids)
         if left <= 0:
             return
@@ -156,7 +160,7 @@ class Rounds(IterableDataset[Round]):
     def _round(mine: list[Window], number: int, tokens: int, documents: int, check: bool) -> Round:
         cpu = torch.device("cpu")
         ids, mask = pad([w.ids for w in mine], cpu) if mine else torch.zeros(2, 0, 1, dtype=torch.long)
-        return Round(ids, mask, number, tokens, documents, check)
+        return Round(ids, mask, number, tokens, documents, check, tuple(w.number for w in mine))
 
 
 def _chunk(found: Iterator[Window]) -> Iterator[Window]:

@@ -1,8 +1,9 @@
 """Which weights second moments are of: those that the keys of a block depend on, told apart by content.
 
-Two hashes, each over the embeddings and the blocks up to one block's output projection. ``content`` is over every
-stored bit of the checkpoint that the model was loaded from, whatever dtype it was loaded in. ``memory`` is over every
-parameter as it is in memory, rounded to bfloat16: all there is for a model without a checkpoint.
+Two hashes, each over the embeddings and the blocks up to one block's output projection, or over the whole model for
+what depends on all of it. ``content`` is over every stored bit of the checkpoint that the model was loaded from,
+whatever dtype it was loaded in. ``memory`` is over every parameter as it is in memory, rounded to bfloat16: all there
+is for a model without a checkpoint.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def origin(model: PreTrainedModel) -> Path | None:
     return noted.folder if noted is not None and noted.fingerprint == fingerprint(model) else None
 
 
-def memory_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
-    """Per block, a hash of every entry of each parameter up to it, rounded to bfloat16.
+def memory_hashes(editable: EditableModel, layers: Sequence[int], whole: bool = False) -> dict[int, str]:
+    """Per block, a hash of every entry of each parameter up to it (``whole``: of the model), rounded to bfloat16.
 
     The rounding makes float32 and bfloat16 loads of one checkpoint agree; float16 may not.
     """
@@ -74,7 +75,7 @@ def memory_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, s
     def entries(parameter: Tensor) -> bytes:
         return value_hash(parameter, torch.bfloat16)
 
-    return _hashes(editable, layers, entries)
+    return _hashes(editable, layers, entries, whole)
 
 
 def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str]:
@@ -87,7 +88,9 @@ def sample_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, s
 
 
 @torch.no_grad()
-def _hashes(editable: EditableModel, layers: Sequence[int], entries: Callable[[Tensor], bytes]) -> dict[int, str]:
+def _hashes(
+    editable: EditableModel, layers: Sequence[int], entries: Callable[[Tensor], bytes], whole: bool = False
+) -> dict[int, str]:
     named = dict(editable.model.named_parameters())
 
     def hashed(parameter: Tensor) -> str:
@@ -95,12 +98,16 @@ def _hashes(editable: EditableModel, layers: Sequence[int], entries: Callable[[T
 
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         parts = dict(zip(named, pool.map(hashed, named.values()), strict=True))
+    if whole:
+        return dict.fromkeys(layers, digest(sorted(parts.items())))
     outside = _outside(list(parts), _stack(editable))
     return {layer: _combined(parts, editable, layer, outside) for layer in layers}
 
 
-def content_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, str | None]:
+def content_hashes(editable: EditableModel, layers: Sequence[int], whole: bool = False) -> dict[int, str | None]:
     """Per block, a hash of every stored bit up to it in the model's checkpoint; None for a model that has none.
+
+    With ``whole``, of every stored bit of the model, the same for all blocks.
 
     Every byte is read once: the hashes are kept in the user's cache by the files' sizes and times. Checkpoints that
     are not safetensors are hashed as whole files.
@@ -120,8 +127,12 @@ def content_hashes(editable: EditableModel, layers: Sequence[int]) -> dict[int, 
     parts: dict[str, str] = {}
     for file in files:
         parts |= cached_by_files([file], "tensors", partial(tensor_digests, file))
+    named = [name for name, _ in editable.model.named_parameters()]
+    if whole:  # a checkpoint may hold a tied weight twice, and buffers
+        own = {n: part for n, part in parts.items() if any(n.endswith(name) or name.endswith(n) for name in named)}
+        return dict.fromkeys(layers, digest(sorted((own or parts).items())))
     stack = _stack(editable)
-    before = _outside([name for name, _ in editable.model.named_parameters()], stack)
+    before = _outside(named, stack)
     loose = [name for name in parts if not re.search(_block(stack), name)]
     outside = {n for n in loose if any(n.endswith(b) or b.endswith(n) for b in before)} or set(loose)
     return {layer: _combined(parts, editable, layer, outside) for layer in layers}
