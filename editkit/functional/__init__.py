@@ -15,6 +15,7 @@ from editkit.functional.solve import (
     preservation_memorization_update,
     rome_update,
 )
+from editkit.functional.statistics import RunningStatistics, ultraedit_residuals
 
 __all__ = [
     "Curvature",
@@ -24,6 +25,7 @@ __all__ = [
     "DependentKeysError",
     "FactoredSecondMoment",
     "LowRankDelta",
+    "RunningStatistics",
     "SecondMomentSum",
     "ZeroDelta",
     "SparseDelta",
@@ -41,5 +43,6 @@ __all__ = [
     "restraint",
     "ridge_path",
     "rome_update",
+    "ultraedit_residuals",
     "with_keys",
 ]
