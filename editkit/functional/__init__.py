@@ -16,6 +16,7 @@ from editkit.functional.solve import (
     preservation_memorization_update,
     rome_update,
 )
+from editkit.functional.statistics import RunningStatistics, ultraedit_residuals
 
 __all__ = [
     "Curvature",
@@ -25,6 +26,7 @@ __all__ = [
     "DependentKeysError",
     "FactoredSecondMoment",
     "LowRankDelta",
+    "RunningStatistics",
     "SecondMomentSum",
     "ZeroDelta",
     "SparseDelta",
@@ -44,5 +46,6 @@ __all__ = [
     "restraint",
     "ridge_path",
     "rome_update",
+    "ultraedit_residuals",
     "with_keys",
 ]
