@@ -78,7 +78,7 @@ class Editor(L.LightningModule):
 
     def __init__(self, lm: str = DEFAULT, dtype: str = "float32") -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "editor"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "editor", "residual"], logger=False)
         self.automatic_optimization = False
         self.lm, self.dtype_name = lm, dtype
         self.language_model: PreTrainedModel | None = None

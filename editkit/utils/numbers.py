@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Real
@@ -43,7 +44,7 @@ def check_numbers(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: s
                 try:
                     kind(value)
                 except (TypeError, ValueError) as error:
-                    bounds = kind._expression.replace("v", "", 1)
+                    bounds = re.sub(r"\bv", "", kind._expression)
                     what = "a whole number" if kind._type is int else "a number"
                     raise InputError(
                         f"{field}: expected {what} {bounds}, but got {shorten(value)}; correct it"

@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeFloat
 from typing_extensions import override
 
 from editkit.editors.closed_form.editor import ClosedFormEditor
-from editkit.editors.closed_form.parts import Part, PreservationRule
+from editkit.editors.closed_form.parts import Part, PreservationRule, checked_part
 from editkit.editors.closed_form.preservations import SecondMoment
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.editors.closed_form.tuning import UpdatePath
@@ -38,7 +38,7 @@ class ClosedForm(ClosedFormEditor):
         earlier_keys: NonNegativeFloat | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> None:
-        self.preservation = preservation or SecondMoment()
+        self.preservation = checked_part(preservation or SecondMoment(), PreservationRule, "model.preservation")
         super().__init__(earlier_keys=earlier_keys, **kwargs)
         self.ridge = ridge
 

@@ -26,9 +26,10 @@ from editkit.covariance import (
 )
 from editkit.data.facts import Fact
 from editkit.data.plan import RunPlan
+from editkit.editors.base import setting
 from editkit.editors.closed_form.dependence import check_dependence
 from editkit.editors.closed_form.layers import Goal, LayerSolver, ReachValues
-from editkit.editors.closed_form.parts import EditedLayer, Part, ResidualRule, RestraintRule
+from editkit.editors.closed_form.parts import EditedLayer, Part, ResidualRule, RestraintRule, checked_part
 from editkit.editors.closed_form.preserved import PreservedKeys
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.editors.closed_form.residuals import SearchedValues
@@ -41,7 +42,8 @@ from editkit.editors.contradictions import contradictions
 from editkit.edits import Edit, WeightEdit
 from editkit.functional import Delta, FactoredSecondMoment, preservation_memorization_update, ridge_path
 from editkit.functional.delta import ZeroDelta
-from editkit.utils.errors import InputError
+from editkit.utils.errors import InputError, describe
+from editkit.utils.numbers import check_numbers
 
 
 class ClosedFormEditor(ValueEditor):
@@ -87,7 +89,11 @@ class ClosedFormEditor(ValueEditor):
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
         self.earlier_keys, self.dependent = earlier_keys, dependent
-        self.residual, self.restraints = residual or SearchedValues(), list(restraints or [])
+        self.residual = checked_part(residual or SearchedValues(), ResidualRule, "model.residual")
+        if restraints is not None and not isinstance(restraints, (list, tuple)):
+            raise InputError(f"model.restraints: expected a list, but got {describe(restraints)}; write it in brackets")
+        self.restraints = [checked_part(part, RestraintRule, "model.restraints") for part in restraints or []]
+        self.hparams["residual"] = setting(residual)  # which may hold another editor, of which no copy is wanted
         self._forget()
 
     def _forget(self) -> None:
@@ -208,6 +214,8 @@ class ClosedFormEditor(ValueEditor):
                 f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
             )
+        for name, part in self.parts.items():
+            check_numbers({name: part}, {}, "model")
         if self.needs_second_moment:
             check_source(self._source, self.layers)
             check_has_text(self._source, self.lm, self.layers)

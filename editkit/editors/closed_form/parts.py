@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from editkit.data.plan import RunPlan
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.functional import Delta, FactoredSecondMoment
 from editkit.functional.preservation import Preservation
+from editkit.utils.errors import InputError, describe
+from editkit.utils.words import listed
 
 if TYPE_CHECKING:
     from editkit.editors.closed_form.editor import ClosedFormEditor
@@ -86,6 +88,23 @@ class Part:
             state: what ``state`` gave of it.
             layers: the edited ones.
         """
+
+
+SomePart = TypeVar("SomePart", bound=Part)
+
+
+def checked_part(part: SomePart, kind: type[Part], field: str) -> SomePart:
+    """A part that was asked for.
+
+    Raises:
+        InputError: it is none of that kind.
+    """
+    if not isinstance(part, kind):
+        raise InputError(
+            f"{field}: expected a {kind.__name__}, but got {describe(part)}; choose one of "
+            f"{listed(sorted(sub.__name__ for sub in kind.__subclasses__()), 8)}"
+        )
+    return part
 
 
 class PreservationRule(Part):

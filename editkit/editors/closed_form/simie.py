@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jsonargparse.typing import PositiveFloat
-from typing_extensions import override
 
-from editkit.editors.base import Editor, setting
+from editkit.editors.base import Editor
 from editkit.editors.closed_form.closed_form import ClosedForm
 from editkit.editors.closed_form.memit import MEMIT
 from editkit.editors.closed_form.of_editor import OfEditor
@@ -38,10 +37,3 @@ class SimIE(ClosedForm):
         kwargs.setdefault("layers", getattr(editor, "layers", None))
         super().__init__(preservation=Identity(damping), residual=OfEditor(editor, start), **kwargs)
         self.max_batch_size, self.shards_facts = editor.max_batch_size, editor.shards_facts
-
-    @override
-    def about(self) -> dict[str, Any]:
-        found = super().about()
-        assert isinstance(self.residual, OfEditor)
-        found["hyperparameters"]["editor"] = setting(self.residual.editor)
-        return found
