@@ -306,3 +306,10 @@ def _encode_answers(
     begun = [prompt.rstrip(" ") for prompt in editable.in_context(prompts)]
     texts = [f"{prompt} {target}" for prompt, target in zip(begun, targets, strict=True)]
     return encode(tokenizer, texts, target_starts=[len(prompt) for prompt in begun])
+
+
+def answer_tokens(
+    editable: EditableModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
+) -> int:
+    """How many columns ``answer_gradients`` would give: tokens of the targets."""
+    return sum(len(span.ids) - span.target for span in _encode_answers(editable, tokenizer, prompts, targets))
