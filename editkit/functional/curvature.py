@@ -35,13 +35,14 @@ class Curvature:
     vectors: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor, power: float = 1.0, normalise: bool = True) -> Curvature:
+    def of(cls, matrix: Tensor, power: float = 1.0, normalise: bool = True, damping: float = 0.0) -> Curvature:
         """The curvature B^p of a second moment of output gradients.
 
         Args:
             matrix: B, (d_out, d_out), symmetric and positive semidefinite.
             power: p; 0 gives the identity, 1/2 half of the spread of its spectrum in logarithms.
             normalise: scale the mean eigenvalue to 1, so that λ means what it does in MEMIT.
+            damping: added to the spectrum of B^p, as a share of its mean: directions of which text knows nothing.
 
         >>> Curvature.of(torch.diag(torch.tensor([1.0, 3.0]))).values
         tensor([0.5000, 1.5000], dtype=torch.float64)
@@ -52,6 +53,7 @@ class Curvature:
         if float(values[0]) < -1e-8 * float(values[-1].abs()):
             raise InputError("curvature: expected a positive semidefinite matrix, but it has negative eigenvalues")
         values = values.clamp(min=0) ** power
+        values = values + damping * values.mean()
         return cls(values / values.mean() if normalise else values, vectors)
 
 

@@ -26,6 +26,7 @@ class CurvatureWeighted(ClosedForm):
     Args:
         preservation_weight: λ.
         power: p; 0 is MEMIT, 1/2 halves the spread of B's spectrum in logarithms.
+        damping: added to the spectrum of Bᵖ, as a share of its mean, for directions that text's loss does not feel.
         kwargs: see ``ClosedForm``; no ``ridge``, which λB takes the place of.
     """
 
@@ -33,10 +34,11 @@ class CurvatureWeighted(ClosedForm):
         self,
         preservation_weight: NonNegativeFloat | Literal["auto"] = 15000.0,
         power: ClosedUnitInterval = 1.0,
+        damping: NonNegativeFloat = 1e-3,
         **kwargs: Any,
     ) -> None:
         super().__init__(ridge=preservation_weight, **kwargs)
-        self.power = power
+        self.power, self.damping = power, damping
         self._curvatures: dict[int, Curvature] = {}
 
     def weigh(self, curvatures: dict[int, Curvature]) -> None:
@@ -48,7 +50,7 @@ class CurvatureWeighted(ClosedForm):
         moments = output_gradient_moments(
             self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
         )
-        self.weigh({layer: Curvature.of(moment, self.power) for layer, moment in moments.items()})
+        self.weigh({layer: Curvature.of(moment, self.power, damping=self.damping) for layer, moment in moments.items()})
         super().prepare(plan)
 
     def _curvature(self, problem: LayerProblem) -> Curvature:

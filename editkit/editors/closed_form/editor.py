@@ -283,6 +283,7 @@ class ClosedFormEditor(ValueEditor):
     def observe(self, edit: Edit) -> None:
         """Let later batches preserve the keys of this one too, and the parts take note of it."""
         self._batches_left -= 1
+        self._unedited = False
         weight = (1.0 / self.rho if self.rho else 1.0) if self.earlier_keys == "auto" else float(self.earlier_keys)
         self._preserved.add(edit.state, self.edited_layers, weight)
         edited = [self._edited_layer(layer, edit) for layer in self.edited_layers]

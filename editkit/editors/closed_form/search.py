@@ -41,6 +41,8 @@ class ValueSearch:
             that stops nothing.
         weights: those that values are found with: the "present" ones, or the "unedited" ones of before the run, as NSE
             has it. What is missing is measured on the present ones in any case.
+        store: folder of values that were found on the weights of before the run, for all runs that would find the same;
+            they are looked up there, and kept. Default: none.
         context_templates: groups of templates, each with one "{}" for the prompt; keys are averaged within groups and
             then over groups. Default: "{}" alone and five prefixes sampled from the model with the run's seed.
         template_tokens: tokens of each sampled prefix.
@@ -57,6 +59,7 @@ class ValueSearch:
     loss_threshold: NonNegativeFloat = 0.05
     stop_after_first: NonNegativeInt | None = None
     weights: Literal["present", "unedited"] = "present"
+    store: str | None = None
     context_templates: list[list[str]] | None = None
     template_tokens: PositiveInt = 10
     seed: int = 0
@@ -122,6 +125,14 @@ class SearchTotals:
     facts: int = 0
     loss: float = 0.0
     probability: float = 0.0
+
+    def plus(self, other: SearchTotals) -> SearchTotals:
+        """Of both."""
+        return SearchTotals(self.facts + other.facts, self.loss + other.loss, self.probability + other.probability)
+
+    def less(self, other: SearchTotals) -> SearchTotals:
+        """What came after ``other``."""
+        return self.plus(SearchTotals(-other.facts, -other.loss, -other.probability))
 
 
 @dataclass(frozen=True)

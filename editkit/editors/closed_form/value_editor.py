@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +24,13 @@ from editkit.editors.base import Editor
 from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch, check_optimizer, check_search
 from editkit.editors.closed_form.searcher import Progress, ValueSearcher
+from editkit.editors.closed_form.store import ValueStore, split
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import WeightSnapshot
 from editkit.functional.values import norm_penalty
+from editkit.models.content import tokenizer_hash
 from editkit.models.editable import check_layers
+from editkit.models.fingerprint import fingerprint
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError, shorten
@@ -87,13 +92,15 @@ class ValueEditor(Editor):
         self._originals: dict[int, Tensor] = {}
         self._begin_batch()
         self._checkpoint = ValueCheckpoint(None)
+        self._store: ValueStore | None = None
+        self._unedited = True  # whether the weights are those of before the run, whenever values are found
 
     # ---------------------------------------------------------------- the model
 
     @override
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().attach(model, tokenizer)
-        self._templates, self._searcher, self._originals = None, None, {}
+        self._templates, self._searcher, self._originals, self._store = None, None, {}, None
 
     @override
     def configure_model(self) -> None:
@@ -214,6 +221,7 @@ class ValueEditor(Editor):
     def prepare(self, plan: RunPlan) -> None:
         """Where unfinished batches are kept, and the weights before the run."""
         self._checkpoint = ValueCheckpoint(plan.folder)
+        self._store, self._unedited = self._open_store(), True
         names = {layer: self.editable.parameter_of(layer) for layer in self.edited_layers if self.needs_original}
         self._originals = {
             layer: self.editable.oriented(name, self.editable.parameter(name)).detach().clone()
@@ -258,8 +266,53 @@ class ValueEditor(Editor):
         """v* and keys of groups of facts that share a key, and the totals of the batch after them."""
         optimizer = optimizer or self.configure_optimizers()
         with torch.enable_grad(), self.unedited() if self.values.weights == "unedited" else nullcontext():
-            vectors, totals = self.searcher.find(groups, self.offset, optimizer, totals, progress)
+            vectors, totals = self._found_or_known(groups, totals, progress, optimizer)
             return self.revised(vectors), totals
+
+    def _found_or_known(
+        self, groups: Sequence[Group], totals: SearchTotals, progress: Progress | None, optimizer: Any
+    ) -> tuple[ValueVectors, SearchTotals]:
+        """What the search finds of these groups, less those of which the store knows it."""
+        if self._store is None or not (self._unedited or self.values.weights == "unedited"):
+            return self.searcher.find(groups, self.offset, optimizer, totals, progress)
+        known, missing = split(self._store, groups, self.editable.device)
+        for _, kept in known.values():
+            totals = totals.plus(kept)
+        parts = [vectors for vectors, _ in known.values()]
+        if missing:
+            before = totals
+            lacking = [groups[n] for n in missing]
+            found, totals = self.searcher.find(lacking, self.offset, optimizer, totals, progress)
+            self._store.write(found, totals.less(before))
+            parts.append(found)
+        elif progress is not None:
+            progress(totals.facts, totals.loss / totals.facts, totals.probability / totals.facts)
+        order = torch.tensor([*known, *missing]).argsort().tolist()
+        return ValueVectors.cat(parts).select(order), totals
+
+    def _open_store(self) -> ValueStore | None:
+        """The store of values found on the weights as they are now."""
+        if self.values.store is None or not self.searches_values:
+            return None
+        optimizer = self.configure_optimizers()
+        search = asdict(replace(self.values, store=None, max_tokens="auto", weights="present"))
+        return ValueStore(
+            self.values.store,
+            {
+                "weights": fingerprint(self.editable.model),
+                "dtype": self.dtype_name,
+                "tokenizer": tokenizer_hash(self.tokenizer),
+                "layers": [self.edited_layers[0], self.edited_layers[-1]],
+                "at_projection": self.at_projection,
+                "search": search,
+                "templates": self.templates,
+                "optimizer": [type(optimizer).__qualname__, optimizer.defaults],
+                "overridden": [
+                    f"{f.__module__}.{f.__qualname__}" for f in (type(self).value_loss, type(self).mean_keys)
+                ],
+                "versions": {name: version(name) for name in ("editkit", "torch", "transformers")},
+            },
+        )
 
     def _begin_batch(self) -> None:
         self._found: list[Any] = []  # what each training step found
