@@ -50,12 +50,13 @@ class OutputGradientMoments(SecondMoments):
         with torch.inference_mode(False), torch.enable_grad(), _frozen(self.editable.model):
             device = self.editable.device
             ids, kept = batch.ids.clone().to(device), batch.mask.clone().flatten().bool().to(device)
+            digits = digits_of(self.editable.vocabulary)
             draws = torch.cat(
                 [
-                    uniforms(self.label_seed, number, length)
+                    uniforms(self.label_seed, number, length, digits)
                     for number, length in zip(batch.numbers, batch.mask.sum(1).tolist(), strict=True)
                 ]
-            ).to(ids.device)
+            )
             outputs, states = self._run(ids)
             loss = self._loss(states.reshape(-1, states.shape[-1])[kept], draws)
             gradients = torch.autograd.grad(loss, [outputs[layer] for layer in self.layers])
@@ -98,34 +99,57 @@ class OutputGradientMoments(SecondMoments):
         return row_wise(nll, states, max(1, LOGITS // self.editable.vocabulary)).sum()
 
 
-def uniforms(seed: int, number: int, length: int) -> Tensor:
-    """Numbers in [0, 1) for a window's positions, (length,) float64; a shorter window begins with the same ones.
+def uniforms(seed: int, number: int, length: int, digits: int) -> Tensor:
+    """Numbers in [0, 1) for a window's positions, (length, digits) float64; a shorter window begins with the same ones.
 
-    >>> bool((uniforms(0, 7, 3) == uniforms(0, 7, 5)[:3]).all())
+    >>> bool((uniforms(0, 7, 3, 12) == uniforms(0, 7, 5, 12)[:3]).all())
     True
     """
     generator = random.Random(f"labels {seed} {number}")  # whose numbers stay the same on all machines and versions
-    return torch.tensor([generator.random() for _ in range(length)], dtype=torch.float64)
+    numbers = [generator.random() for _ in range(length * digits)]
+    return torch.tensor(numbers, dtype=torch.float64).view(length, digits)
+
+
+def digits_of(vocabulary: int) -> int:
+    """How many binary digits a label has.
+
+    >>> digits_of(4096), digits_of(50257)
+    (12, 16)
+    """
+    return max(1, (vocabulary - 1).bit_length())
 
 
 def drawn(logits: Tensor, draws: Tensor) -> Tensor:
-    """One label of each row's softmax, by inversion of its cumulated probabilities.
+    """One label of each row's softmax: its binary digits, the lowest first, each by its probability given those before.
+
+    Rounding then changes a label only where a number falls within it of one of a dozen probabilities. One number,
+    looked up among the cumulated probabilities of all labels, would have thousands of boundaries to fall on: of 3,000
+    tokens of a random model, batches of another size gave some another label.
 
     Args:
         logits: (n, vocabulary).
-        draws: (n,) float64, uniform in [0, 1).
+        draws: (n, ``digits_of(vocabulary)``) float64, uniform in [0, 1).
 
     Returns:
         (n,) long, where the logits are.
 
-    >>> drawn(torch.tensor([0.2, 0.3, 0.5]).log().expand(3, -1), torch.tensor([0.19, 0.21, 0.51])).tolist()
-    [0, 1, 2]
+    >>> drawn(torch.tensor([0.2, 0.3, 0.5]).log()[None], torch.tensor([[0.75, 0.0]])).tolist()  # odd: there is one
+    [1]
+    >>> drawn(torch.tensor([0.2, 0.3, 0.5]).log()[None], torch.tensor([[0.25, 0.4]])).tolist()  # even: 0.4 > 0.2 / 0.7
+    [2]
     """
     if logits.device.type == "mps":  # which has no float64
         return drawn(logits.cpu(), draws.cpu()).to(logits.device)
-    mass = (logits - logits.amax(1, keepdim=True)).exp().cumsum(1, dtype=torch.float64)
-    places = torch.searchsorted(mass, (draws[:, None] * mass[:, -1:]).to(mass), right=True)
-    return places.squeeze(1).clamp(max=logits.shape[1] - 1)
+    mass = (logits - logits.amax(1, keepdim=True)).exp()
+    sums = [nn.functional.pad(mass, (0, (1 << draws.shape[1]) - mass.shape[1]))]
+    while (half := sums[-1].shape[1] // 2) > 1:  # of all labels whose lowest digits are the column's number
+        sums.append(sums[-1][:, :half] + sums[-1][:, half:])
+    label = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
+    for draw, level in zip(draws.to(logits.device).T, reversed(sums), strict=True):
+        one = level.shape[1] // 2
+        zeros, ones = level.gather(1, label).double(), level.gather(1, label + one).double()
+        label = label + one * (draw[:, None] * (zeros + ones) >= zeros)
+    return label.squeeze(1)
 
 
 @contextmanager

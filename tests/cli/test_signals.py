@@ -134,17 +134,27 @@ def tensors(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize(
+    ("of", "forward"),
+    [
+        ("keys", ("editkit.covariance.accumulate", "SecondMoments._forward")),
+        ("output_gradients", ("editkit.covariance.output_gradients", "OutputGradientMoments._forward")),
+    ],
+)
 def test_covariance_keeps_its_sums_and_goes_on_to_the_same_bits(
+    of: str,
+    forward: tuple[str, str],
     tmp_path: Path,
     signalled: Callable[[Point, int], None],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*COVARIANCE, f"--second_moment.path={tmp_path / 'whole'}"]) == 0
-    command = [*COVARIANCE, f"--second_moment.path={tmp_path / 'm'}"]
+    assert main([*COVARIANCE, f"--of={of}", f"--second_moment.path={tmp_path / 'whole'}"]) == 0
+    command = [*COVARIANCE, f"--of={of}", f"--second_moment.path={tmp_path / 'm'}"]
+    ending = "" if of == "keys" else f".{of}"
     capfd.readouterr()
     # in the text, of which the first 4,096 rows are added up together: 4 batches, and one at work, are kept
-    signalled(("editkit.covariance.accumulate", "SecondMoments._forward", 5), signal.SIGTERM)
+    signalled((*forward, 5), signal.SIGTERM)
     assert main(command) == 128 + signal.SIGTERM
     assert told(capfd.readouterr().err) == "editkit: stopped by SIGTERM; the same command goes on"
     monkeypatch.undo()
@@ -156,10 +166,10 @@ def test_covariance_keeps_its_sums_and_goes_on_to_the_same_bits(
     out, err = capfd.readouterr()
     assert "going on after" in out
     assert told(err) == "editkit: stopped by SIGINT; the same command goes on"
-    assert (tmp_path / "m" / "layer-0.json").exists()
-    assert not (tmp_path / "m" / "layer-1.safetensors").exists()
+    assert (tmp_path / "m" / f"layer-0{ending}.json").exists()
+    assert not (tmp_path / "m" / f"layer-1{ending}.safetensors").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("editkit.covariance.accumulate.SecondMoments._forward", None)  # nothing is run again
+    monkeypatch.setattr(".".join(forward), None)  # nothing is run again
     assert main(command) == 0
     assert tensors(tmp_path / "m") == tensors(tmp_path / "whole")
     assert not list((tmp_path / "m").glob(".*"))
