@@ -1,4 +1,4 @@
-"""A store of value vectors: v* depends on the unedited model, the fact, the block and the search, and on nothing else."""
+"""A store of value vectors: v* depends on the unedited model, the fact, the block and the search, on nothing else."""
 
 from __future__ import annotations
 
