@@ -127,7 +127,7 @@ class RunningStatistics:
             )
         if not bool(rows.isfinite().all()):
             raise InputError(
-                "rows: expected finite keys and gradients, but got NaN or infinity; run the model in float32 or bfloat16"
+                "rows: expected finite keys and gradients, but got NaN or infinity; run the model in float32"
             )
         return rows
 
@@ -161,5 +161,5 @@ def ultraedit_residuals(keys: Tensor, gradients: Tensor, statistics: RunningStat
     if not 0 < lr < math.inf:
         raise InputError(f"lr: expected a finite number > 0, but got {lr}")
     rows = torch.cat([keys.to(torch.float64), gradients.to(keys.device, torch.float64)]).T
-    key_hat, gradient_hat = statistics.standardise(rows).T.split([len(keys), len(gradients)])
-    return -lr * key_hat.square().sum(0) * gradient_hat
+    standard = statistics.standardise(rows).T
+    return -lr * standard[: len(keys)].square().sum(0) * standard[len(keys) :]

@@ -33,6 +33,9 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+# float32 logits computed at a time; tables above 32 MiB (glibc's largest mmap threshold) come fresh from the system
+# each time and cost more than what is computed in them, which CUDA's caching allocator spares
+LOGITS_BYTES, LOGITS_BYTES_CUDA = 28 * 2**20, 512 * 2**20
 #: from a prompt to the text that is put before it
 ContextOf = Callable[[str], str]
 RECOMMENDED_LAYERS = "editkit_layers"  # in a checkpoint's config.json; that of a built-in model has it
@@ -88,6 +91,12 @@ class EditableModel:
         weight = self.model.get_output_embeddings().weight
         assert isinstance(weight, Tensor)
         return len(weight)
+
+    @property
+    def logits_at_a_time(self) -> int:
+        """Rows of logits to compute at a time, where each row's loss is its own."""
+        limit = LOGITS_BYTES_CUDA if self.device.type == "cuda" else LOGITS_BYTES
+        return max(1, limit // (4 * self.vocabulary))
 
     @property
     def device(self) -> torch.device:

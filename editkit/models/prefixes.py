@@ -40,7 +40,7 @@ def run_prefixes(editable: EditableModel, prefixes: Sequence[Tokens]) -> tuple[P
     starts = shared_starts(prefixes)
     distinct = list(dict.fromkeys(p[:n] for p, n in zip(prefixes, starts, strict=True) if n))
     place = {start: i for i, start in enumerate(distinct)}
-    shared = _grow(editable, *pad(distinct, editable.device, left=True), None) if distinct else None
+    shared = grow(editable, *pad(distinct, editable.device, left=True), None) if distinct else None
 
     # what remains is run with what has exactly as many tokens left: padding between a start and its continuation
     # would shift the distances that sliding windows and ALiBi go by
@@ -50,18 +50,26 @@ def run_prefixes(editable: EditableModel, prefixes: Sequence[Tokens]) -> tuple[P
     found: list[PrefixKVCache] = []
     for (continues, left), members in parts.items():
         if not continues or shared is None:
-            found.append(_grow(editable, *pad([p for p, _ in members], editable.device, left=True), None))
+            found.append(grow(editable, *pad([p for p, _ in members], editable.device, left=True), None))
             continue
         start = shared.select(torch.tensor([place[p[:n]] for p, n in members], device=editable.device))
         if left:
             rest = torch.tensor([p[n:] for p, n in members], device=editable.device)
-            start = _grow(editable, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
+            start = grow(editable, rest, torch.cat([start.mask, torch.ones_like(rest)], 1), start)
         found.append(start)
     rows = [prefix for members in parts.values() for prefix, _ in members]
     return _joined(found), {prefix: i for i, prefix in enumerate(rows)}
 
 
-def _grow(editable: EditableModel, ids: Tensor, mask: Tensor, start: PrefixKVCache | None) -> PrefixKVCache:
+def grow(editable: EditableModel, ids: Tensor, mask: Tensor, start: PrefixKVCache | None) -> PrefixKVCache:
+    """Keys and values of all blocks on rows of prefixes, after those of ``start``.
+
+    Args:
+        editable: the model.
+        ids: (rows, length).
+        mask: (rows, started + length), 1 for tokens, 0 for padding, on the left.
+        start: what attention kept of the tokens before these, or None where there are none.
+    """
     cache = GrowingCache(editable.depth, start)
     with torch.no_grad(), fused_activations(editable.model), watching():
         editable.model(

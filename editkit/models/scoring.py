@@ -150,6 +150,8 @@ def window_nll(editable: EditableModel, windows: Sequence[Tokens], max_tokens: i
 def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
     """Output of the last block on ``ids``, (rows, length, hidden), before final norm and head.
 
+    With gradients where they are enabled and something of the model wants some.
+
     Args:
         editable: the model.
         ids: (rows, length).
@@ -163,7 +165,7 @@ def run(editable: EditableModel, ids: Tensor, mask: Tensor, cache: DynamicCache 
         raise StopForward
 
     hook = editable.blocks[-1].register_forward_hook(keep)
-    with torch.no_grad(), fused_activations(editable.model), watching(hook):
+    with fused_activations(editable.model), watching(hook):
         editable.model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,

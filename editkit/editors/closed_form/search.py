@@ -22,10 +22,6 @@ from editkit.utils.errors import InputError, shorten
 from editkit.utils.memory import free_bytes
 from editkit.utils.numbers import check_numbers
 
-# float32 logits computed at a time; tables above 32 MiB (glibc's largest mmap threshold) come fresh from the system
-# each time and cost more than what is computed in them, which CUDA's caching allocator spares
-LOGITS_BYTES, LOGITS_BYTES_CUDA = 28 * 2**20, 512 * 2**20
-
 Group = list[Fact]  # facts with the same text up to the subject's end: one key, one value
 
 
@@ -197,8 +193,7 @@ class MicroBatch:
         wanted = [(r, t - 1 - s.lookup, s.ids[t]) for r, s in enumerate(spans) for t in range(s.target, len(s.ids))]
         self._row, self._place, self._target = torch.tensor(wanted, device=device).T
         self._reference: Tensor | None = None
-        logits_bytes = LOGITS_BYTES_CUDA if device.type == "cuda" else LOGITS_BYTES
-        self._chunk = max(1, logits_bytes // (4 * editable.vocabulary))
+        self._chunk = editable.logits_at_a_time
         first = torch.tensor([int((self.group_of == g).nonzero()[0]) for g in range(len(groups))], device=device)
         self.start = self._replay.start[first * self.templates]
         self.keys = self._replay.keys[: len(spans)].unflatten(0, (-1, self.templates))[first]
@@ -270,7 +265,8 @@ def search_bytes(editable: EditableModel, layer: int, group: GroupRows) -> int:
 
     Per tail token, what backward keeps of each replayed block (twice the inputs and outputs of its linear maps); per
     prefix token, keys and values of every block, as computed, by row, joined with the tail's, and as attention copies
-    them; per fact, the essence prompt's reference distribution. (Logits are made in chunks of ``LOGITS_BYTES``.)
+    them; per fact, the essence prompt's reference distribution. (Logits are made
+    in chunks of ``models.editable.LOGITS_BYTES``.)
     """
     size = next(editable.model.parameters()).element_size()
     linear = [m for m in editable.blocks[layer].modules() if isinstance(m, nn.Linear | Conv1D)]
