@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class FactoredSecondMoment:
 
     factor: Tensor
     jitter: float = 0.0
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """C + jitter · I, (d_in, d_in) float64, kept once it was asked for: sequential edits add M to it each time."""
+        return self.factor @ self.factor.T
 
 
 class NoSecondMoment(FactoredSecondMoment):

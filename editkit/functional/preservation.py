@@ -242,7 +242,7 @@ def identity(d_in: int, past: Tensor | None = None) -> Preservation:
 
 def _matrix(given: Tensor | FactoredSecondMoment, factored: FactoredSecondMoment) -> Tensor:
     """C, (d_in, d_in) float64."""
-    return given.to(torch.float64) if isinstance(given, Tensor) else factored.factor @ factored.factor.T
+    return given.to(torch.float64) if isinstance(given, Tensor) else factored.matrix
 
 
 def _sum(matrix: Tensor, weight: float, damping: float, past: Tensor | None) -> Tensor:
