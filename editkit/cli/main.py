@@ -20,7 +20,7 @@ commands:
   fit         edit a model: editkit fit --config quickstart
   validate    measure a model on facts without editing it
   covariance  estimate second moments of keys over text, before many runs: editkit covariance --config covariance
-              (fit does it by itself where they are missing)
+              (fit does it by itself where they are missing); --of=output_gradients: those of the loss's gradients
   export      write an edited model as a checkpoint or a LoRA adapter: editkit export --edits RUN/edits --output DIR
 
 editkit COMMAND --help lists a command's options; editkit COMMAND --model.help=editkit.EMMET those of an editor

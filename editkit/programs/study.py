@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +48,7 @@ from editkit.utils.progress import progress_bar
 Spec = dict[str, Any]
 SCORES = ("ES", "PS", "NS", "S")
 DRAWN = 6  # points of a curve over sequential batches
+OF_CURVE = 96  # facts that a point before the last is measured on, drawn from all so far
 
 
 @dataclass
@@ -175,15 +177,15 @@ class Bench:
         edited.undo()
         return edited.edits, took
 
-    def figures(self, facts: Sequence[Fact], abilities: bool) -> dict[str, float]:
-        """Scores of some facts on the model as it is; of its other abilities too."""
+    def figures(self, facts: Sequence[Fact], probes: bool = False, text: bool = False) -> dict[str, float]:
+        """Scores of some facts on the model as it is; of its other abilities too, where they are asked for."""
         results = RunResults(facts, self.data.probe_sets)
         rows: list[Any] = [
             evaluation_rows(facts[n : n + 64], range(n, min(n + 64, len(facts))), Questions().locality)
             for n in range(0, len(facts), 64)
         ]
-        if abilities:
-            rows += [*(list(probe.rows) for probe in self.data.probe_sets), self.windows]
+        rows += [list(probe.rows) for probe in self.data.probe_sets] if probes else []
+        rows += [self.windows] if text else []
         found = in_order(result for part in rows for result in self.evaluator.measure(part))
         seen = results.add(found, Measurement({"after": range(len(facts))}, 0))
         figures = {name: seen.scores["after"][name]["mean"] for name in SCORES if name in seen.scores["after"]}
@@ -209,7 +211,7 @@ def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> 
 
     Returns:
         "figures": after each independent batch on its own facts, or after the last sequential one on all; "curve":
-        after some of the sequential batches, on all facts so far; "norm": ‖Δ‖/‖W‖ over the edited layers; "seconds":
+        after some of the sequential batches, on facts drawn from all so far; "norm": ‖Δ‖/‖W‖ over the edited layers; "seconds":
         for each fact, less those of values that were known.
     """
     count = setting.batch_size * setting.num_batches
@@ -221,7 +223,7 @@ def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> 
     figures: list[dict[str, float]] = []
     marks = {round((last + 1) ** (i / (DRAWN - 1))) - 1 for i in range(DRAWN)} if curve else set()
     norm = 0.0
-    probed = set(range(0, last + 1, max(1, (last + 1) // 5)))  # of many independent batches, some
+    reported = split == "report"
     try:
         for number, batch in enumerate(edits.batches):
             if not sequential:
@@ -230,10 +232,11 @@ def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> 
             start = 0 if sequential else number * setting.batch_size
             present = facts[start : (number + 1) * setting.batch_size]
             if not sequential:
-                figures.append(bench.figures(present, split == "report" and number in probed))
+                figures.append(bench.figures(present, *[reported and number in (0, last)] * 2))  # of many, two
                 norm += relative_norm(bench, edits, [number]) / len(edits.batches)
             elif number == last or number in marks:
-                point = bench.figures(present, split == "report")
+                drawn = present if number == last else random.Random(0).sample(present, min(len(present), OF_CURVE))
+                point = bench.figures(drawn, reported and number == last, reported)
                 points.append({"edits": len(present), **point})
     finally:
         applied.restore()
@@ -391,7 +394,12 @@ class Runner:
         except (OSError, ValueError):
             setting = self.study.settings[self.study.curve]
             facts = self.bench.facts("report")[: setting.batch_size * setting.num_batches]
-            made = {"method": "unedited", "setting": "", "variant": "", "figures": self.bench.figures(facts, True)}
+            made = {
+                "method": "unedited",
+                "setting": "",
+                "variant": "",
+                "figures": self.bench.figures(facts, True, True),
+            }
             atomic_write(file, lambda part: part.write_text(json.dumps(made, indent=1), encoding="utf-8"))
             return made
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
 from typing_extensions import override
 
-from editkit.covariance import output_gradient_moments
+from editkit.covariance import check_ready, output_gradient_moments
+from editkit.covariance.summand import OUTPUT_GRADIENTS
 from editkit.data.plan import RunPlan
 from editkit.editors.closed_form.closed_form import ClosedForm
 from editkit.editors.closed_form.problem import LayerProblem
@@ -44,6 +45,11 @@ class CurvatureWeighted(ClosedForm):
     def weigh(self, curvatures: dict[int, Curvature]) -> None:
         """Take these B, block by block."""
         self._curvatures = curvatures
+
+    @override
+    def check(self, plan: RunPlan) -> None:
+        super().check(plan)
+        check_ready(self.editable, self.tokenizer, self.edited_layers, self._source, OUTPUT_GRADIENTS)
 
     @override
     def prepare(self, plan: RunPlan) -> None:
