@@ -211,12 +211,11 @@ def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> 
 
     Returns:
         "figures": after each independent batch on its own facts, or after the last sequential one on all; "curve":
-        after some of the sequential batches, on facts drawn from all so far; "norm": ‖Δ‖/‖W‖ over the edited layers; "seconds":
-        for each fact, less those of values that were known.
+        after some of the sequential batches, on facts drawn from all so far; "norm": ‖Δ‖/‖W‖ over the edited layers.
     """
     count = setting.batch_size * setting.num_batches
     facts = bench.facts(split)[:count]
-    edits, took = bench.edits(spec, facts, setting)
+    edits, _ = bench.edits(spec, facts, setting)
     sequential, last = setting.mode == "sequential", len(edits.batches) - 1
     applied = AppliedEdits(bench.editable, "study")
     points: list[dict[str, float]] = []
@@ -246,7 +245,7 @@ def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> 
     means["S"] = harmonic(means)
     return {
         "figures": {k: v for k, v in means.items() if k != "edits"}, "curve": points if sequential else [],
-        "norm": norm, "seconds": took / count,
+        "norm": norm,
     }  # fmt: skip
 
 
@@ -369,6 +368,20 @@ class Runner:
             tried.append((self.result(Job(name, setting, "tune", spec, "tune", file)), chosen))
         return max(tried, key=lambda pair: pair[0].get("figures", {}).get("S", -1.0))[1]
 
+    def seconds(self, name: str, method: Method) -> float:
+        """Seconds a fact, values found anew: 32 facts in sequential batches of 16 (or one by one), a warm-up before."""
+        file = self.out / name / "seconds.json"
+        try:
+            return float(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            editor = self.bench.editor(method.editor, store=False)
+            size = min(16, editor.max_batch_size or 16)
+            facts, setting = self.bench.facts("report")[:32], Setting(size, 32 // size, "sequential")
+            self.bench.edits(method.editor, facts[:size], replace(setting, num_batches=1), store=False)
+            took = self.bench.edits(method.editor, facts, setting, store=False)[1] / len(facts)
+            atomic_write(file, lambda part: part.write_text(json.dumps(took), encoding="utf-8"))
+            return took
+
     def _is_for_tuning(self, setting: str) -> bool:
         return any(other.tune == setting for other in self.study.settings.values())
 
@@ -381,6 +394,10 @@ class Runner:
                 for job in self.jobs(name, method):
                     bar.update(task, description=f"{name} {job.setting} {job.variant}")
                     found.append(self.result(job))
+                bar.update(task, description=f"{name} timed")
+                for result in found:
+                    if result["method"] == name:
+                        result["seconds"] = self.seconds(name, method)
                 bar.advance(task)
             found.append(self.unedited())
         return found
