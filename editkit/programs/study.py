@@ -24,8 +24,7 @@ import matplotlib.pyplot as plt
 import torch
 from jsonargparse import ArgumentParser
 
-import editkit
-from editkit.api import Mode
+from editkit.api import Mode, edit
 from editkit.data.facts import Fact
 from editkit.data.held_out import HeldOutText, text_rows
 from editkit.data.module import FactsDataModule
@@ -42,6 +41,7 @@ from editkit.models.editable import EditableModel
 from editkit.models.loading import load_language_model
 from editkit.models.templates import generate_templates
 from editkit.utils.console import console, print_line
+from editkit.utils.errors import InputError
 from editkit.utils.files import atomic_write, user_path
 from editkit.utils.progress import progress_bar
 
@@ -169,7 +169,7 @@ class Bench:
         """The ledger of a run, and the seconds that it took; the model is then as before."""
         began = time.perf_counter()
         mode: Mode = setting.mode
-        edited = editkit.edit(
+        edited = edit(
             self.model, self.tokenizer, facts, self.editor(spec, store), batch_size=setting.batch_size, mode=mode,
             evaluate=False, progress=False,
         )  # fmt: skip
@@ -336,7 +336,7 @@ class Runner:
             found = run(
                 self.bench, job.spec, setting, job.split, job.setting == self.study.curve and job.split == "report"
             )
-        except editkit.InputError as error:  # a setting that its method refuses is a result, too
+        except InputError as error:  # a setting that its method refuses is a result, too
             found = {"refused": str(error)}
         made = {"method": job.method, "setting": job.setting, "variant": job.variant, "editor": job.spec, **found}
         text = json.dumps(made, indent=1, ensure_ascii=False)

@@ -24,7 +24,7 @@ from editkit.editors.base import Editor
 from editkit.editors.closed_form.checkpoint import ValueCheckpoint
 from editkit.editors.closed_form.search import Group, SearchTotals, ValueSearch, check_optimizer, check_search
 from editkit.editors.closed_form.searcher import Progress, ValueSearcher
-from editkit.editors.closed_form.store import ValueStore, split
+from editkit.editors.closed_form.store import FIELD, ValueStore, split
 from editkit.editors.closed_form.vectors import ValueVectors
 from editkit.edits import WeightSnapshot
 from editkit.functional.values import norm_penalty
@@ -34,6 +34,7 @@ from editkit.models.fingerprint import fingerprint
 from editkit.models.templates import generate_templates
 from editkit.utils.distributed import gather, raise_on_all_ranks
 from editkit.utils.errors import InputError, shorten
+from editkit.utils.files import check_can_write, user_path
 
 
 class FoundPart(Protocol):
@@ -207,6 +208,8 @@ class ValueEditor(Editor):
             check_layers(self._layers_asked, "model.layers")
         check_search(self.values)
         check_optimizer(self.optimizer)
+        if self.values.store is not None and self.searches_values:
+            check_can_write(user_path(self.values.store, FIELD), FIELD)
 
     @override
     def check(self, plan: RunPlan) -> None:
