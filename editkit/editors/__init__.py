@@ -8,7 +8,8 @@ from editkit.editors.closed_form.curvature_weighted import CurvatureWeighted
 from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.emmet import EMMET
 from editkit.editors.closed_form.encore import ENCORE
-from editkit.editors.closed_form.lyaplock import LyapLock, LyapunovQueue
+from editkit.editors.closed_form.lyaplock import LyapLock
+from editkit.editors.closed_form.lyapunov_queue import LyapunovQueue
 from editkit.editors.closed_form.memit import MEMIT
 from editkit.editors.closed_form.nse import NSE
 from editkit.editors.closed_form.of_editor import OfEditor
