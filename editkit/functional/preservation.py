@@ -7,7 +7,7 @@ along B alone.
 - ``second_moment``: (wC + μI + M)⁻¹, of ROME, EMMET, MEMIT, PMET; with M sequential MEMIT, ENCORE, LyapLock;
 - ``null_space``: P(PMP + L₂I)⁻¹P, of AlphaEdit;
 - ``neurons``: S(Sᵀ(wC + M)S)⁻¹Sᵀ, of NSE;
-- ``identity``: (I + M)⁻¹, of MALMEN, RLEdit, UltraEdit; with M SimIE.
+- ``identity``: (wI + M)⁻¹, of MALMEN, RLEdit, UltraEdit; with M SimIE.
 """
 
 from __future__ import annotations
@@ -223,21 +223,23 @@ def neurons(
     return Preservation(len(matrix), _cholesky(inner), rows)
 
 
-def identity(d_in: int, past: Tensor | None = None) -> Preservation:
-    """H = (I + M)⁻¹: every direction alike; no text is asked what it uses (MALMEN, 2311.04661; UltraEdit, 2505.14679).
+def identity(d_in: int, past: Tensor | None = None, weight: float = 1.0) -> Preservation:
+    """H = (wI + M)⁻¹: every direction alike; no text is asked what it uses (MALMEN, 2311.04661; UltraEdit, 2505.14679).
 
     Args:
         d_in: dimensions of the keys.
         past: M = ΣKKᵀ of earlier keys, (d_in, d_in). With ρ = 1 the solve is then recursive ridge regression.
+        weight: w > 0.
 
     >>> identity(2, past=torch.eye(2)).dense()
     tensor([[0.5000, 0.0000],
             [0.0000, 0.5000]], dtype=torch.float64)
     """
-    if past is None:
+    _check_number("weight", weight, positive=True)
+    if past is None and weight == 1.0:
         return Preservation(d_in)
-    past = _past(past, d_in)
-    return Preservation(d_in, _cholesky(past + torch.eye(d_in, dtype=torch.float64, device=past.device)))
+    inner = torch.zeros(d_in, d_in, dtype=torch.float64) if past is None else _past(past, d_in)
+    return Preservation(d_in, _cholesky(inner + weight * torch.eye(d_in, dtype=torch.float64, device=inner.device)))
 
 
 def _matrix(given: Tensor | FactoredSecondMoment, factored: FactoredSecondMoment) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -317,7 +318,6 @@ class Runner:
         self.study, self.out = study, out
         self.methods = {n: m for n, m in study.methods.items() if not only or n in only}
         self._bench: Bench | None = None
-        self.report: dict[str, dict[str, dict[str, Any]]] = {}
 
     @property
     def bench(self) -> Bench:
@@ -385,22 +385,18 @@ class Runner:
     def _is_for_tuning(self, setting: str) -> bool:
         return any(other.tune == setting for other in self.study.settings.values())
 
-    def go(self) -> list[dict[str, Any]]:
+    def go(self) -> None:
         """All runs, in the methods' order."""
-        found = []
         with progress_bar() as bar:
             task = bar.add_task("study", total=len(self.methods))
             for name, method in self.methods.items():
                 for job in self.jobs(name, method):
                     bar.update(task, description=f"{name} {job.setting} {job.variant}")
-                    found.append(self.result(job))
+                    self.result(job)
                 bar.update(task, description=f"{name} timed")
-                for result in found:
-                    if result["method"] == name:
-                        result["seconds"] = self.seconds(name, method)
+                self.seconds(name, method)
                 bar.advance(task)
-            found.append(self.unedited())
-        return found
+        self.unedited()
 
     def unedited(self) -> dict[str, Any]:
         """The model before any edit, on the facts of the curve's setting."""
@@ -421,32 +417,52 @@ class Runner:
             return made
 
 
-COLUMNS = ("ES", "PS", "NS", "S")
+def collected(study: Study, out: Path) -> list[dict[str, Any]]:
+    """All runs that are there, whoever made them, in the study's order; the unedited model last."""
+    found = []
+    for setting in study.settings:
+        for variant in ("tuned", "published"):
+            for name in study.methods:
+                file = out / name / setting / f"{variant}.json"
+                if file.exists():
+                    result = json.loads(file.read_text(encoding="utf-8"))
+                    timed = out / name / "seconds.json"
+                    result["seconds"] = json.loads(timed.read_text(encoding="utf-8")) if timed.exists() else None
+                    found.append(result)
+    return [*found, json.loads((out / "unedited.json").read_text(encoding="utf-8"))]
 
 
-def table(study: Study, results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of text, a heading first."""
-    probes = [title for title in results[-1]["figures"] if title not in (*COLUMNS, "text")]
-    rows = [["setting", "method", "settings", *COLUMNS, *probes, "perplexity", "norm", "ms a fact"]]
-    order = {name: number for number, name in enumerate(study.settings)}
-    for result in sorted(results, key=lambda r: order.get(r["setting"], -1)):
-        first = [result["setting"], result["method"], settings_of(result)]
+HEADING = ["method", "settings", *SCORES, "probes", "perplexity", "norm", "s a fact"]
+
+
+def table(results: Sequence[Mapping[str, Any]], setting: str) -> list[list[str]]:
+    """Rows of text of one setting, those of the unedited model first."""
+    rows = []
+    for result in [results[-1], *(result for result in results if result["setting"] == setting)]:
+        first = [result["method"], settings_of(result)]
         if "refused" in result:
-            rows.append([*first, result["refused"]] + [""] * (len(rows[0]) - 4))
+            rows.append([*first, *[""] * (len(HEADING) - 2)])
             continue
         figures = result["figures"]
-        shown = [f"{figures[n]:.1f}" if n in figures else "" for n in (*COLUMNS, *probes)]
-        text = f"{figures['text']:.2f}" if figures.get("text", 1e9) < 1e6 else f"{figures.get('text', 0):.1e}"
-        took = f"{1000 * result['seconds']:.0f}" if "seconds" in result else ""
-        rows.append([*first, *shown, text, f"{result['norm']:.3f}" if "norm" in result else "", took])
+        probes = [value for title, value in figures.items() if title not in (*SCORES, "text")]
+        text = figures.get("text", math.inf)
+        rows.append(
+            [
+                *first,
+                *(f"{figures[name]:.1f}" for name in SCORES),
+                f"{sum(probes) / len(probes):.1f}",
+                f"{text:.2f}" if text < 1e4 else f"{text:.0e}",
+                f"{result['norm']:.2f}" if "norm" in result else "",
+                f"{result['seconds']:.2f}" if result.get("seconds") else "",
+            ]
+        )
     return rows
 
 
 def settings_of(result: Mapping[str, Any]) -> str:
     """What was chosen for a run, in short."""
-    if result["variant"] != "tuned":
-        return str(result["variant"])
-    return ", ".join(leaves(result["editor"].get("init_args", {})))
+    chosen = ", ".join(leaves(result.get("editor", {}).get("init_args", {})))
+    return f"published: {chosen}" if result["variant"] == "published" else chosen
 
 
 def leaves(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -485,13 +501,17 @@ def draw(study: Study, results: Sequence[Mapping[str, Any]], file: Path) -> None
 
 
 def write(study: Study, results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """The table as Markdown and CSV, and the figure."""
-    rows = table(study, results)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """The tables as Markdown and CSV, and the figure."""
+    text: list[str] = []
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        sheet = csv.writer(file)
+        sheet.writerow(["setting", *HEADING])
+        for setting in study.settings:
+            if len(rows := table(results, setting)) > 1:
+                sheet.writerows([setting, *row] for row in rows)
+                lines = ["| " + " | ".join(row) + " |" for row in [HEADING, *rows]]
+                text += [f"**{setting}**", "", lines[0], "|" + "---|" * len(HEADING), *lines[1:], ""]
+    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     draw(study, results, out / "figure")
 
 
@@ -502,12 +522,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_class_arguments(Study, as_group=False)
     parser.add_argument("--out", type=str, default="runs/methods", help="folder of all that is kept")
     parser.add_argument("--only", type=str, default="", help="methods, separated by commas; default all")
+    parser.add_argument("--run", type=bool, default=True, help="false: tables and figure of what is there")
     options = parser.parse_args(argv)
     out = user_path(options.out, "out")
     names = {f.name for f in fields(Study)}
     study = Study(**{name: value for name, value in parser.instantiate(options).items() if name in names})
     out.mkdir(parents=True, exist_ok=True)
-    results = Runner(study, out, [name for name in options.only.split(",") if name]).go()
+    if options.run:
+        Runner(study, out, [name for name in options.only.split(",") if name]).go()
+    results = collected(study, out)
     write(study, results, out)
     print_line(console(), f"{len(results)} runs in {out}: table.md, table.csv, figure.png, figure.svg")
 

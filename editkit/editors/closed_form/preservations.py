@@ -119,9 +119,4 @@ class Identity(PreservationRule):
 
     @override
     def of(self, problem: LayerProblem) -> Preservation:
-        past = problem.past_sum
-        if self.weight == 1.0:
-            return preservation.identity(len(problem.keys), past)
-        total = torch.zeros(len(problem.keys), len(problem.keys), dtype=torch.float64) if past is None else past
-        inner = total + self.weight * torch.eye(len(total), dtype=torch.float64, device=total.device)
-        return preservation.second_moment(inner)
+        return preservation.identity(len(problem.keys), problem.past_sum, self.weight)
