@@ -274,6 +274,7 @@ class Study:
         settings: by name; those named in another one's ``tune`` are for choosing.
         methods: by name.
         curve: the sequential setting whose course is drawn.
+        published: settings in which methods are run with their published settings, too.
     """
 
     lm: str
@@ -283,6 +284,7 @@ class Study:
     settings: dict[str, Setting]
     methods: dict[str, Method]
     curve: str
+    published: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ class Runner:
             ):
                 continue
             folder = self.out / name / setting_name
-            if method.published is not None:
+            if method.published is not None and setting_name in self.study.published:
                 spec = with_arguments(method.editor, method.published)
                 yield Job(name, setting_name, "published", spec, "report", folder / "published.json")
             spec = method.editor
