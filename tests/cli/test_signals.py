@@ -451,6 +451,14 @@ KINDS = (
 )
 
 
+#: what they carry from batch to batch is a null space and M; a queue, VKᵀ and the unedited weight; statistics
+METHODS = {
+    "AlphaEdit": ["--model=editkit.AlphaEdit", "--model.threshold=0.1", "--model.damping=0.1"],
+    "LyapLock": ["--model=editkit.LyapLock", "--model.preservation_weight=10", "--model.tolerance=2"],
+    "UltraEdit": ["--model=editkit.UltraEdit", "--model.lr=3e-4"],
+}
+
+
 @pytest.fixture(scope="module")
 def cases(whole: Path) -> dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], object], object, float]]:
     """Per command: it, what is compared, what an uninterrupted one gives, and how many seconds that takes."""
@@ -464,11 +472,15 @@ def cases(whole: Path) -> dict[str, tuple[Callable[[Path], list[str]], Callable[
     def fit(folder: Path) -> list[str]:
         return arguments(whole / "moments", folder, facts=FACTS)
 
+    def method(*options: str) -> Callable[[Path], list[str]]:
+        return lambda folder: [*fit(folder), *options]
+
     found = {}
     for name, command, result in (
         ("fit", fit, contents),
         ("covariance", covariance, tensors),
         ("export", export, files),
+        *((name, method(*options), contents) for name, options in METHODS.items()),
     ):
         folder = whole / f"whole {name}"
         began = time.monotonic()
@@ -482,8 +494,23 @@ def cases(whole: Path) -> dict[str, tuple[Callable[[Path], list[str]], Callable[
 def test_stopped_at_a_random_moment(
     number: int, seed: int, tmp_path: Path, cases: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    check_stopped(("fit", "covariance", "export")[seed % 3], number, seed, tmp_path, cases, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(round(20 * TIMES)))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_killed_at_a_random_moment(
+    method: str, seed: int, tmp_path: Path, cases: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    check_stopped(method, signal.SIGKILL, seed, tmp_path, cases, capfd)
+
+
+def check_stopped(
+    name: str, number: int, seed: int, tmp_path: Path, cases: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A command that is stopped at a random moment and given again ends as one that was not."""
     draw = random.Random(f"{number} {seed}")
-    name = ("fit", "covariance", "export")[seed % 3]
     command, result, expected, seconds = cases[name]
     folder = tmp_path / name
     with subprocess.Popen(
