@@ -286,6 +286,16 @@ class Study:
     curve: str
     published: list[str] = field(default_factory=list)
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Study:
+        """From parsed options, editors left as the class_path and init_args that are recorded with each run."""
+        own = {f.name: given[f.name] for f in fields(cls)}
+        own["probes"] = [Probe(**probe) for probe in own["probes"]]
+        own["text"] = HeldOutText(**own["text"])
+        own["settings"] = {name: Setting(**setting) for name, setting in own["settings"].items()}
+        own["methods"] = {name: Method(**method) for name, method in own["methods"].items()}
+        return cls(**own)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -527,8 +537,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=bool, default=True, help="false: tables and figure of what is there")
     options = parser.parse_args(argv)
     out = user_path(options.out, "out")
-    names = {f.name for f in fields(Study)}
-    study = Study(**{name: value for name, value in parser.instantiate(options).items() if name in names})
+    study = Study.read(options.as_dict())
     out.mkdir(parents=True, exist_ok=True)
     if options.run:
         Runner(study, out, [name for name in options.only.split(",") if name]).go()
