@@ -1,6 +1,6 @@
 """A study: methods × settings on one model, value vectors found once, every run kept as soon as it is done.
 
-    python -m editkit.programs.study --config study/methods [--out runs/methods] [--only AlphaEdit,MEMIT]
+    python -m editkit.programs.study configs/study/methods.yaml [--out runs/methods] [--only AlphaEdit,MEMIT]
 
 The same command goes on where it was stopped. Each run is a file of figures below ``out``; the tables (Markdown, CSV)
 and the figure (PNG, SVG) are made of these files, those that are missing left out.
@@ -45,6 +45,7 @@ from editkit.utils.console import console, print_line
 from editkit.utils.errors import InputError
 from editkit.utils.files import atomic_write, user_path
 from editkit.utils.progress import progress_bar
+from editkit.utils.yaml_text import read_mapping
 
 Spec = dict[str, Any]
 SCORES = ("ES", "PS", "NS", "S")
@@ -288,8 +289,15 @@ class Study:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Study:
-        """From parsed options, editors left as the class_path and init_args that are recorded with each run."""
-        own = {f.name: given[f.name] for f in fields(cls)}
+        """From what stands in a file.
+
+        Raises:
+            InputError: there is something that a study has not, or lacks something.
+        """
+        known = {f.name for f in fields(cls)}
+        if wrong := sorted(set(given) - known | known - {"published"} - set(given)):
+            raise InputError(f"study: expected {', '.join(sorted(known))}, but {wrong[0]} is missing or none of these")
+        own = dict(given)
         own["probes"] = [Probe(**probe) for probe in own["probes"]]
         own["text"] = HeldOutText(**own["text"])
         own["settings"] = {name: Setting(**setting) for name, setting in own["settings"].items()}
@@ -529,15 +537,14 @@ def write(study: Study, results: Sequence[Mapping[str, Any]], out: Path) -> None
 
 def main(argv: list[str] | None = None) -> None:
     """Run a study, or go on with it."""
-    parser = ArgumentParser(prog="python -m editkit.programs.study", description=__doc__)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Study, as_group=False)
+    parser = ArgumentParser(prog="python -m editkit.programs.study", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", type=str, help="YAML file of the study, such as configs/study/methods.yaml")
     parser.add_argument("--out", type=str, default="runs/methods", help="folder of all that is kept")
     parser.add_argument("--only", type=str, default="", help="methods, separated by commas; default all")
     parser.add_argument("--run", type=bool, default=True, help="false: tables and figure of what is there")
     options = parser.parse_args(argv)
     out = user_path(options.out, "out")
-    study = Study.read(options.as_dict())
+    study = Study.read(read_mapping(user_path(options.study, "study").read_bytes(), options.study))
     out.mkdir(parents=True, exist_ok=True)
     if options.run:
         Runner(study, out, [name for name in options.only.split(",") if name]).go()
