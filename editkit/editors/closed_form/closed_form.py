@@ -25,17 +25,18 @@ class ClosedForm(ClosedFormEditor):
         ridge: ρ on KᵀHK; 0 meets every fact exactly. "auto" chooses by the score S on as many other facts, along the
             whole path of ridges.
         earlier_keys: weight of the keys of earlier batches, in sequential mode: M = βΣKKᵀ is part of H. "auto" is 1/ρ
-            (1 at ρ = 0), which at ρ = 1 is M as published. 0: forget them.
+            (1 at ρ = 0), which at ρ = 1 is M as published. 0: forget them. Default: "auto", or as the method has it.
         kwargs: see ``ClosedFormEditor``: residual, spread, restraints, and how values are found.
     """
 
     sums_earlier_keys = True
+    own_earlier_keys: float | Literal["auto"] = "auto"
 
     def __init__(
         self,
         preservation: PreservationRule | None = None,
         ridge: NonNegativeFloat | Literal["auto"] = 1.0,
-        earlier_keys: NonNegativeFloat | Literal["auto"] = "auto",
+        earlier_keys: NonNegativeFloat | Literal["auto"] | None = None,
         **kwargs: Any,
     ) -> None:
         self.preservation = checked_part(preservation or SecondMoment(), PreservationRule, "model.preservation")

@@ -55,6 +55,7 @@ class ClosedFormEditor(ValueEditor):
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
             each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
             other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
+            Default: the method's own, 0 where it says nothing of them.
         dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper), and about
             those that ask for another target than an earlier fact with the same text (of their batch; of the whole run
             where batches stay): "keep" them, which of the former needs a ridge; "drop" the later ones from their batch;
@@ -68,6 +69,8 @@ class ClosedFormEditor(ValueEditor):
     keeps_earlier_keys: bool = False
     #: whether they are summed up apart, as M, and the second moment stays as it is; then 0 and "auto" go with any mode
     sums_earlier_keys: bool = False
+    #: ``earlier_keys`` where it is left out. (None stands in configs, so that another class brings its own.)
+    own_earlier_keys: float | Literal["auto"] = 0.0
     #: whether problems have the keys of the bare prompts, too
     wants_prompt_keys: bool = False
     #: times that the layers are gone through for a batch
@@ -79,7 +82,7 @@ class ClosedFormEditor(ValueEditor):
         self,
         second_moment: SecondMomentSource | None = None,
         spread: Spread | None = None,
-        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
+        earlier_keys: NonNegativeFloat | Literal["auto"] | None = None,
         dependent: Literal["keep", "drop", "fail"] = "keep",
         residual: ResidualRule | None = None,
         restraints: list[RestraintRule] | None = None,
@@ -88,7 +91,9 @@ class ClosedFormEditor(ValueEditor):
         super().__init__(**kwargs)
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
-        self.earlier_keys, self.dependent = earlier_keys, dependent
+        self.earlier_keys = self.own_earlier_keys if earlier_keys is None else earlier_keys
+        self.hparams["earlier_keys"] = self.earlier_keys
+        self.dependent = dependent
         self.residual = checked_part(residual or SearchedValues(), ResidualRule, "model.residual")
         if restraints is not None and not isinstance(restraints, (list, tuple)):
             raise InputError(f"model.restraints: expected a list, but got {describe(restraints)}; write it in brackets")
