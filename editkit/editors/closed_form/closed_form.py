@@ -13,6 +13,7 @@ from editkit.editors.closed_form.preservations import SecondMoment
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.editors.closed_form.tuning import UpdatePath
 from editkit.functional import Delta, closed_form_update, ridge_path
+from editkit.utils.errors import InputError
 
 
 class ClosedForm(ClosedFormEditor):
@@ -30,6 +31,8 @@ class ClosedForm(ClosedFormEditor):
     """
 
     sums_earlier_keys = True
+    #: whether ``solve_at`` makes the change that a preservation asks for whatever the facts are
+    restores = True
     own_earlier_keys: float | Literal["auto"] = "auto"
 
     def __init__(
@@ -57,6 +60,16 @@ class ClosedForm(ClosedFormEditor):
     @override
     def ridge_setting(self) -> float | Literal["auto"]:
         return self.ridge
+
+    @override
+    def check_settings(self) -> None:
+        super().check_settings()
+        if not self.restores and type(self.preservation).restoring is not PreservationRule.restoring:
+            raise InputError(
+                f"model.preservation: expected one that only preserves, as {type(self).__name__} solves for facts "
+                f"alone, but {type(self.preservation).__name__} pulls back what earlier batches changed, too; choose "
+                "another"
+            )
 
     @override
     def solve(self, problem: LayerProblem) -> Delta:

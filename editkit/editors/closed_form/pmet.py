@@ -25,6 +25,7 @@ class PMET(ClosedForm):
     """
 
     own_earlier_keys = 0.0
+    needs_search = "is about where values are found and how they are spread"
 
     def __init__(
         self, preservation_weight: PositiveFloat = 15000.0, spread: Spread | None = None, **kwargs: Any
