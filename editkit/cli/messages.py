@@ -102,8 +102,9 @@ def plain_message(message: str, command: str) -> str:
     see = f"see editkit {command} --help"
     keys = re.findall(r'Parser key "([^"]+)"', text)
     given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(key='([^']+)', val='?([^')]*)'?\)|(\S+))", text)
-    nested, *values = given[-1] if given else ("", "")
-    value = next((repr(v) for v in values if v), "another value")
+    nested = given[-1][0] if given else ""
+    values = [v for _, *found in reversed(given) for v in found if v and not v.startswith(WHOLE)]
+    value = repr(values[0]) if values else "another value"
     field = ".".join(dict.fromkeys(keys)) or "options"
     if nested and not field.endswith(nested):
         field = f"{field}.{nested}"
@@ -117,18 +118,26 @@ def plain_message(message: str, command: str) -> str:
         )
     if "not 'NoneType'" in text:
         return f"{field}: expected a number, but got null; {see}"
+    if needed := re.search(r"the following arguments are required: (\w+)", text):
+        return f"{field}.{needed[1]}: expected a value, but got none; give one"
     if field == "model":
         return (
             f"model: expected an editor, editkit.EMMET, editkit.MEMIT, editkit.ROME or the import path of a subclass "
             f"of editkit.Editor, but got {value} ({_reason(text)}); correct the name"
         )
-    if restriction := re.search(r"conform to restriction v\s*([<>=]+)\s*([\w.]+)", text):
-        return f"{field}: expected a number {restriction[1]} {restriction[2]}, but got {value}; {see}"
+    if restriction := re.search(rf": (?:(\S+) )?does not conform to restriction {BOUND}(?: and {BOUND})?", text):
+        told = repr(restriction[1]) if restriction[1] else value
+        bounds = f"{restriction[2]} {restriction[3]}" + f" and {restriction[4]} {restriction[5]}" * bool(restriction[4])
+        return f"{field}: expected a number {bounds}, but got {told}; {see}"
     if "unrecognized arguments" in text.lower():
         return f"{text[0].lower()}{text[1:]}; {see}"
     return f"{field}: {_reason(text)}, but got {value}; {see}" if keys else f"{field}: {text}; {see}"
 
 
+#: how the value of an option begins that is more than what was refused
+WHOLE = ("NestedArg(", "Namespace(", "[{")
+#: of a number, as the parser tells it
+BOUND = r"v\s*([<>=]+)\s*([\w.]+)"
 #: what Python's types are called in messages
 KINDS = {"str": "a text", "float": "a number", "bool": "true or false", "dict": "names with values"}
 
@@ -137,7 +146,7 @@ def _reason(text: str) -> str:
     """The first cause that the parser names, without the list of all types that it tried."""
     causes = re.split(r" - ", re.split(r"Given value|Got value", text.split("Errors:")[-1])[0])
     told = [c.strip(" .") for c in causes if c.strip(" .") and "NoneType" not in c]
-    cause = re.sub(r"^(Parser key \S+:?|Problem with given class_path '[^']+':) *", "", told[0]) if told else ""
+    cause = re.sub(r"^((Parser key \S+:?|Problem with given class_path '[^']+':) *)*", "", told[0]) if told else ""
     cause = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", cause).replace("a <class 'int'>", "an integer")
     cause = re.sub(r"a <class '(\w+)'>", lambda kind: KINDS.get(kind[1], f"a {kind[1]}"), cause)
     return f"{cause[0].lower()}{cause[1:]}" if cause else "not a valid value"

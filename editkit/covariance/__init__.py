@@ -5,10 +5,12 @@
 """
 
 from editkit.covariance.estimate import ensure, factored_second_moments, output_gradient_moments, second_moments
+from editkit.covariance.folder import SecondMomentFolder
 from editkit.covariance.source import SecondMomentSource, check_can_keep, check_has_text, check_source
 from editkit.covariance.wanted import check_ready
 
 __all__ = [
+    "SecondMomentFolder",
     "SecondMomentSource",
     "check_can_keep",
     "check_has_text",

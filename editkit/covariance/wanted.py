@@ -28,7 +28,7 @@ def check_ready(
     layers: Sequence[int],
     source: SecondMomentSource,
     of: Summand = KEYS,
-) -> None:
+) -> SecondMomentFolder | None:
     """Find out, before anything is measured, whether ``ensure`` can do what it will be asked for.
 
     Args:
@@ -38,6 +38,9 @@ def check_ready(
         source: text, size and folder.
         of: what they are moments of.
 
+    Returns:
+        The folder that has them all; None where some are still to be estimated.
+
     Raises:
         InputError: as ``ensure`` raises it; the text is read as far as it will be used.
     """
@@ -45,7 +48,7 @@ def check_ready(
     check_source(source, layers, of)
     folder, text, budget, missing = look(editable, tokenizer, layers, source, of)
     if not missing or text is None:
-        return
+        return None if missing else folder
     check_can_write(folder.folder, PATH if source.path else cache_option())
     check_readable(source, text, None if budget is None else budget * CHARACTERS, source.num_documents)
     widths = {layer: of.width(editable, layer) for layer in missing}
@@ -54,10 +57,11 @@ def check_ready(
     for window in windows(tokenizer, text, source, source.num_documents):
         found += len(window.ids)
         if found >= needed:
-            return
+            return None
     if not found:
         raise InputError(f"second_moment.text: expected at least one token, but {source.text!r} has none; give another")
     check_count(found, widths)
+    return None
 
 
 def look(

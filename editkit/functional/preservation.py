@@ -171,6 +171,18 @@ def null_space_basis(second_moment: Tensor | FactoredSecondMoment, threshold: fl
     return basis
 
 
+def check_threshold(second_moment: Tensor, threshold: float) -> None:
+    """Raise the ``InputError`` of ``null_space_basis`` for such a threshold, by two factorisations where it is sound.
+
+    C − tI is positive definite where no eigenvalue of C is below t, and tI − C where all are.
+    """
+    _check_number("threshold", threshold, positive=True)
+    matrix = second_moment.to(torch.float64)
+    shifted = matrix - threshold * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+    if not all(torch.linalg.cholesky_ex(sign * shifted).info for sign in (1, -1)):
+        null_space_basis(second_moment, threshold)
+
+
 def in_basis(basis: Tensor, damping: float = 1.0, past: Tensor | None = None) -> Preservation:
     """H = B(BᵀMB + μI)⁻¹Bᵀ: what ``null_space`` gives, from a basis that is there already.
 

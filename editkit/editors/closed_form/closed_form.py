@@ -13,6 +13,7 @@ from editkit.editors.closed_form.preservations import SecondMoment
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.editors.closed_form.tuning import UpdatePath
 from editkit.functional import Delta, closed_form_update, ridge_path
+from editkit.utils.errors import InputError
 
 
 class ClosedForm(ClosedFormEditor):
@@ -25,17 +26,20 @@ class ClosedForm(ClosedFormEditor):
         ridge: ρ on KᵀHK; 0 meets every fact exactly. "auto" chooses by the score S on as many other facts, along the
             whole path of ridges.
         earlier_keys: weight of the keys of earlier batches, in sequential mode: M = βΣKKᵀ is part of H. "auto" is 1/ρ
-            (1 at ρ = 0), which at ρ = 1 is M as published. 0: forget them.
+            (1 at ρ = 0), which at ρ = 1 is M as published. 0: forget them. Default: "auto", or as the method has it.
         kwargs: see ``ClosedFormEditor``: residual, spread, restraints, and how values are found.
     """
 
     sums_earlier_keys = True
+    #: whether ``solve_at`` makes the change that a preservation asks for whatever the facts are
+    restores = True
+    own_earlier_keys: float | Literal["auto"] = "auto"
 
     def __init__(
         self,
         preservation: PreservationRule | None = None,
         ridge: NonNegativeFloat | Literal["auto"] = 1.0,
-        earlier_keys: NonNegativeFloat | Literal["auto"] = "auto",
+        earlier_keys: NonNegativeFloat | Literal["auto"] | None = None,
         **kwargs: Any,
     ) -> None:
         self.preservation = checked_part(preservation or SecondMoment(), PreservationRule, "model.preservation")
@@ -56,6 +60,16 @@ class ClosedForm(ClosedFormEditor):
     @override
     def ridge_setting(self) -> float | Literal["auto"]:
         return self.ridge
+
+    @override
+    def check_settings(self) -> None:
+        super().check_settings()
+        if not self.restores and type(self.preservation).restoring is not PreservationRule.restoring:
+            raise InputError(
+                f"model.preservation: expected one that only preserves, as {type(self).__name__} solves for facts "
+                f"alone, but {type(self.preservation).__name__} pulls back what earlier batches changed, too; choose "
+                "another"
+            )
 
     @override
     def solve(self, problem: LayerProblem) -> Delta:

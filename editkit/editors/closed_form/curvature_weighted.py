@@ -31,6 +31,8 @@ class CurvatureWeighted(ClosedForm):
         kwargs: see ``ClosedForm``; no ``ridge``, which λB takes the place of.
     """
 
+    restores = False
+
     def __init__(
         self,
         preservation_weight: NonNegativeFloat | Literal["auto"] = 15000.0,

@@ -6,6 +6,7 @@ A method is a subclass with a ``solve``; see ``editkit.editors.closed_form.emmet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from editkit.covariance import (
+    SecondMomentFolder,
     SecondMomentSource,
     check_has_text,
     check_ready,
@@ -44,6 +46,7 @@ from editkit.functional import Delta, FactoredSecondMoment, preservation_memoriz
 from editkit.functional.delta import ZeroDelta
 from editkit.utils.errors import InputError, describe
 from editkit.utils.numbers import check_numbers
+from editkit.utils.words import listed
 
 
 class ClosedFormEditor(ValueEditor):
@@ -55,6 +58,7 @@ class ClosedFormEditor(ValueEditor):
         earlier_keys: weight β of the keys of earlier batches in sequential mode: the second moment C grows by βKKᵀ with
             each batch, so that later edits preserve it too. "auto" is 1/ρ, with which batches solved one after the
             other in least squares are one solve of all their facts, for the same keys and values. 0: forget them.
+            Default: the method's own, 0 where it says nothing of them.
         dependent: what is done about facts whose keys depend on other facts' keys (section 5.1 of the paper), and about
             those that ask for another target than an earlier fact with the same text (of their batch; of the whole run
             where batches stay): "keep" them, which of the former needs a ridge; "drop" the later ones from their batch;
@@ -68,18 +72,22 @@ class ClosedFormEditor(ValueEditor):
     keeps_earlier_keys: bool = False
     #: whether they are summed up apart, as M, and the second moment stays as it is; then 0 and "auto" go with any mode
     sums_earlier_keys: bool = False
+    #: ``earlier_keys`` where it is left out. (None stands in configs, so that another class brings its own.)
+    own_earlier_keys: float | Literal["auto"] = 0.0
     #: whether problems have the keys of the bare prompts, too
     wants_prompt_keys: bool = False
     #: times that the layers are gone through for a batch
     rounds: int = 1
     #: whether ``choose`` says which facts a round is about
     chooses_facts: bool = False
+    #: why value vectors must be searched for; empty where any residual will do
+    needs_search: str = ""
 
     def __init__(
         self,
         second_moment: SecondMomentSource | None = None,
         spread: Spread | None = None,
-        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
+        earlier_keys: NonNegativeFloat | Literal["auto"] | None = None,
         dependent: Literal["keep", "drop", "fail"] = "keep",
         residual: ResidualRule | None = None,
         restraints: list[RestraintRule] | None = None,
@@ -88,7 +96,9 @@ class ClosedFormEditor(ValueEditor):
         super().__init__(**kwargs)
         self.second_moment = second_moment or SecondMomentSource()
         self.spread = spread or Spread()
-        self.earlier_keys, self.dependent = earlier_keys, dependent
+        self.earlier_keys = self.own_earlier_keys if earlier_keys is None else earlier_keys
+        self.hparams["earlier_keys"] = self.earlier_keys
+        self.dependent = dependent
         self.residual = checked_part(residual or SearchedValues(), ResidualRule, "model.residual")
         if restraints is not None and not isinstance(restraints, (list, tuple)):
             raise InputError(f"model.restraints: expected a list, but got {describe(restraints)}; write it in brackets")
@@ -104,6 +114,7 @@ class ClosedFormEditor(ValueEditor):
         self._folder: str | None = None
         self._contradicted: dict[str, str] = {}  # facts that contradict earlier ones, and which
         self._ready_for: tuple[list[int], dict[str, Any]] | None = None  # layers and source that were looked at
+        self.kept_second_moments: SecondMomentFolder | None = None  # where they need not be estimated, once checked
         self._batches_left = 1
         for part in self.parts.values():
             part.begin()
@@ -214,8 +225,24 @@ class ClosedFormEditor(ValueEditor):
                 f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
             )
-        for name, part in self.parts.items():
+        for key, part in self.parts.items():
+            name = re.sub(r"^restraint(\d+)$", r"restraints[\1]", key)
             check_numbers({name: part}, {}, "model")
+            if method := part.missing():
+                raise InputError(
+                    f"model.{name}: expected a part, but {type(part).__name__} is a base and has no {method}; choose "
+                    f"{listed(sorted(kind.__name__ for kind in type(part).__subclasses__()), 8)}, or a subclass with it"
+                )
+        if not self.searches_values and self.needs_search:
+            raise InputError(
+                f"model.residual: expected one that searches for values, as {type(self).__name__} {self.needs_search}, "
+                f"but got {type(self.residual).__name__}; leave it out, or choose editkit.ClosedForm with other parts"
+            )
+        if not self.searches_values and type(self.spread) is not Spread:
+            raise InputError(
+                f"model.spread: expected none, as {type(self.residual).__name__} gives each layer a residual of its "
+                f"own and nothing is spread, but got {type(self.spread).__name__}; leave it out"
+            )
         if self.needs_second_moment:
             check_source(self._source, self.layers)
             check_has_text(self._source, self.lm, self.layers)
@@ -232,7 +259,7 @@ class ClosedFormEditor(ValueEditor):
             check_tuning(plan.tuning)
         asked = (list(self.edited_layers), asdict(self._source))
         if self.needs_second_moment and self._ready_for != asked:  # a plan is made twice, and weights are long to hash
-            check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
+            self.kept_second_moments = check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
             self._ready_for = asked
         super().check(plan)
         if self.earlier_keys and not plan.sequential and not self.sums_earlier_keys:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
 from editkit.editors.closed_form.closed_form import ClosedForm
+from editkit.editors.closed_form.parts import Share
 from editkit.editors.closed_form.preservations import Neurons
 from editkit.editors.closed_form.search import ValueSearch
 from editkit.utils.errors import InputError
@@ -33,11 +34,12 @@ class NSE(ClosedForm):
     """
 
     chooses_facts = True
+    needs_search = "asks anew what is missing of each value"
 
     def __init__(
         self,
         preservation_weight: PositiveFloat = 15000.0,
-        share: ClosedUnitInterval = 0.8,
+        share: Share = 0.8,  # type: ignore[valid-type]
         least: NonNegativeFloat = 0.0,
         most: PositiveFloat | None = None,
         rounds: PositiveInt = 2,
@@ -46,9 +48,15 @@ class NSE(ClosedForm):
     ) -> None:
         values = replace(values or ValueSearch(), weights="unedited")
         super().__init__(preservation=Neurons(preservation_weight, share), values=values, **kwargs)
-        if most is not None and most <= least:
-            raise InputError(f"model.most: expected more than model.least = {least:g}, but got {most:g}; raise it")
         self.least, self.most, self.rounds = least, most, rounds
+
+    @override
+    def check_settings(self) -> None:
+        super().check_settings()
+        if self.most is not None and self.most <= self.least:
+            raise InputError(
+                f"model.most: expected more than model.least = {self.least:g}, but got {self.most:g}; raise it"
+            )
 
     @override
     def choose(self, missing: Tensor) -> Sequence[int]:

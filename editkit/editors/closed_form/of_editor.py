@@ -79,9 +79,22 @@ class OfEditor(ResidualRule):
         assert editor.language_model is not None
         if self.editor.language_model is not editor.language_model:
             self.editor.attach(editor.language_model, editor.tokenizer)
+        kind, field = type(self.editor).__name__, "model.residual.editor"
+        if isinstance(getattr(self.editor, "residual", None), OfEditor):
+            raise InputError(
+                f"{field}: expected an editor that finds its changes itself, but {kind} puts together what another one "
+                "changes; give that one"
+            )
+        if self.editor.needs_tuning:
+            raise InputError(
+                f"{field}.ridge: 'auto' is chosen for a run's own editor alone; expected a number: give one"
+            )
         self.editor.configure_model()
         self.editor.check_settings()
         self.editor.check(plan)
+        blocks = getattr(self.editor, "edited_layers", [])
+        if not set(blocks) <= set(editor.edited_layers):
+            raise self._elsewhere(editor, f"edits blocks {blocks}")
         if self.editor.max_batch_size is not None and plan.batch_size > self.editor.max_batch_size:
             raise InputError(
                 f"data.batch_size: {type(self.editor).__name__} takes {self.editor.max_batch_size} at a time, but got "
@@ -113,10 +126,7 @@ class OfEditor(ResidualRule):
         model, layers = editor.editable, editor.edited_layers
         names = {layer: model.parameter_of(layer) for layer in layers}
         if others := sorted(set(changes) - set(names.values())):
-            raise InputError(
-                f"model.residual.editor: expected an editor that changes the projections of blocks {layers} alone, but "
-                f"{type(self.editor).__name__} changes {others[0]}; give both the same layers"
-            )
+            raise self._elsewhere(editor, f"changes {others[0]}")
         prompts, targets = [fact.text() for fact in facts], [fact.target_new for fact in facts]
         keys, owners = all_keys(model, editor.tokenizer, prompts, targets, layers)
         residuals = {}
@@ -130,6 +140,12 @@ class OfEditor(ResidualRule):
                 change = change + original - model.oriented(name, model.parameter(name)).detach().to(change)
             residuals[layer] = change @ keys[layer].to(change)
         return GivenResiduals(keys, residuals, [facts[owner].subject for owner in owners.tolist()])
+
+    def _elsewhere(self, editor: ClosedFormEditor, what: str) -> InputError:
+        return InputError(
+            f"model.residual.editor: expected an editor that changes the projections of blocks {editor.edited_layers} "
+            f"alone, but {type(self.editor).__name__} {what}; give both the same layers"
+        )
 
     @contextmanager
     def _at_work(self, editor: ClosedFormEditor) -> Iterator[None]:

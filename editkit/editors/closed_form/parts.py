@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jsonargparse.typing import restricted_number_type
 from torch import Tensor
+from typing_extensions import override
 
 from editkit.data.plan import RunPlan
 from editkit.editors.closed_form.problem import LayerProblem
@@ -64,6 +66,11 @@ class Part:
     #: whether it wants the keys of earlier batches, summed up
     needs_past: bool = False
 
+    @classmethod
+    def missing(cls) -> str:
+        """The method that a base leaves to its subclasses to define; else empty."""
+        return ""
+
     def check(self, editor: ClosedFormEditor, plan: RunPlan) -> None:
         """Raise an ``InputError`` where it does not go with the editor or the plan."""
 
@@ -90,6 +97,7 @@ class Part:
         """
 
 
+Share = restricted_number_type(None, float, [(">", 0), ("<=", 1)])
 SomePart = TypeVar("SomePart", bound=Part)
 
 
@@ -113,6 +121,11 @@ class PreservationRule(Part):
     #: whether it needs C, the second moments of text
     needs_second_moment: bool = True
     needs_past = True
+
+    @classmethod
+    @override
+    def missing(cls) -> str:
+        return "of" if cls.of is PreservationRule.of else ""
 
     def of(self, problem: LayerProblem) -> Preservation:
         """H for one layer's problem."""
@@ -151,6 +164,11 @@ class ResidualRule(Part):
 
 class RestraintRule(Part):
     """What is trimmed from a change: Π."""
+
+    @classmethod
+    @override
+    def missing(cls) -> str:
+        return "apply" if cls.apply is RestraintRule.apply else ""
 
     def apply(self, delta: Delta, problem: LayerProblem) -> Delta:
         """The change as it is made.

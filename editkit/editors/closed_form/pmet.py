@@ -24,10 +24,12 @@ class PMET(ClosedForm):
         kwargs: see ``ClosedForm``. Batches do not know of one another's keys, as published.
     """
 
+    own_earlier_keys = 0.0
+    needs_search = "is about where values are found and how they are spread"
+
     def __init__(
         self, preservation_weight: PositiveFloat = 15000.0, spread: Spread | None = None, **kwargs: Any
     ) -> None:
-        kwargs = {"earlier_keys": 0.0, **kwargs}
         super().__init__(preservation=SecondMoment(preservation_weight), spread=spread or SquareRootSpread(), **kwargs)
 
     @property

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from typing_extensions import override
 
+from editkit.covariance import SecondMomentFolder
+from editkit.covariance.summand import KEYS
 from editkit.data.plan import RunPlan
-from editkit.editors.closed_form.parts import PreservationRule
+from editkit.editors.closed_form.parts import PreservationRule, Share
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.functional import FactoredSecondMoment, preservation
 from editkit.functional.preservation import Preservation
@@ -55,12 +57,22 @@ class NullSpace(PreservationRule):
     damping: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
+        self._checked: tuple[SecondMomentFolder | None, float] | None = None  # what a threshold was found good for
         self.begin()
 
     @override
     def begin(self) -> None:
         #: block to the second moment that its null space was made of, and the null space
         self._bases: dict[int, tuple[FactoredSecondMoment, Tensor]] = {}
+
+    @override
+    def check(self, editor: ClosedFormEditor, plan: RunPlan) -> None:
+        folder, asked = editor.kept_second_moments, (editor.kept_second_moments, self.threshold)
+        if folder is None or asked == self._checked:  # a plan is made twice
+            return
+        for layer in editor.edited_layers:
+            preservation.check_threshold(folder.read(layer), self.threshold)
+        self._checked = asked
 
     @override
     def prepare(self, editor: ClosedFormEditor, plan: RunPlan) -> None:
@@ -90,7 +102,16 @@ class Neurons(PreservationRule):
     """
 
     weight: PositiveFloat = 15000.0
-    share: ClosedUnitInterval = 0.8
+    share: Share = 0.8  # type: ignore[valid-type]
+
+    @override
+    def check(self, editor: ClosedFormEditor, plan: RunPlan) -> None:
+        d_in = min(KEYS.width(editor.editable, layer) for layer in editor.edited_layers)
+        if self.share * d_in < 1:
+            raise InputError(
+                f"share: expected a share of the keys' sum that leaves a neuron, but the first alone has at least 1 of "
+                f"{d_in}, and {self.share:g} is less; raise it"
+            )
 
     @override
     def of(self, problem: LayerProblem) -> Preservation:

@@ -12,12 +12,11 @@ from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 from torch import Tensor
 from typing_extensions import override
 
-from editkit.editors.closed_form.parts import RestraintRule
+from editkit.editors.closed_form.parts import RestraintRule, Share
 from editkit.editors.closed_form.problem import LayerProblem
 from editkit.functional import Delta, DenseDelta, restraint
 from editkit.utils.errors import InputError
 
-Share = restricted_number_type(None, float, [(">", 0), ("<=", 1)])
 Ratio = restricted_number_type(None, float, [(">=", 0), ("<", 1)])
 Base = restricted_number_type(None, float, (">", 1))
 

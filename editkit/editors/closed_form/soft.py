@@ -24,6 +24,8 @@ class SoftEMMET(ClosedForm):
         kwargs: see ``ClosedForm``.
     """
 
+    restores = False
+
     def __init__(self, ridge: PositiveFloat | Literal["auto"] = 1.0, **kwargs: Any) -> None:
         super().__init__(ridge=ridge, **kwargs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from editkit.editors.closed_form.closed_form import ClosedForm
 from editkit.editors.closed_form.parts import PreservationRule, ResidualRule
@@ -23,9 +23,11 @@ class UltraEdit(ClosedForm):
         micro_batch: facts in each group that the statistics take up, see there.
         preservation: default ``Identity()``; with ``SecondMoment()`` the same residual preserves what text uses.
         residual: default that of ``lr``, ``variance`` and ``micro_batch``.
-        earlier_keys: as for ``ClosedForm``; M is not kept as published.
-        kwargs: see ``ClosedForm``; how values are found has no effect.
+        kwargs: see ``ClosedForm``; how values are found has no effect, and M is kept only where ``earlier_keys`` says
+            so.
     """
+
+    own_earlier_keys = 0.0
 
     def __init__(
         self,
@@ -34,12 +36,10 @@ class UltraEdit(ClosedForm):
         micro_batch: PositiveInt | None = None,
         preservation: PreservationRule | None = None,
         residual: ResidualRule | None = None,
-        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             preservation=preservation or Identity(),
             residual=residual or StandardisedGradient(lr, variance, micro_batch),
-            earlier_keys=earlier_keys,
             **kwargs,
         )
