@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from typing_extensions import override
 
 from editkit.editors.closed_form.closed_form import ClosedForm
@@ -21,14 +21,23 @@ class PMET(ClosedForm):
     Args:
         preservation_weight: λ on the second moment C (GPT-J: 6,000).
         spread: default ``SquareRootSpread()``.
-        kwargs: see ``ClosedForm``. Batches do not know of one another's keys, as published.
+        earlier_keys: as for ``ClosedForm``; batches do not know of one another's keys as published.
+        kwargs: see ``ClosedForm``.
     """
 
     def __init__(
-        self, preservation_weight: PositiveFloat = 15000.0, spread: Spread | None = None, **kwargs: Any
+        self,
+        preservation_weight: PositiveFloat = 15000.0,
+        spread: Spread | None = None,
+        earlier_keys: NonNegativeFloat | Literal["auto"] = 0.0,  # in the signature, or the command line has another
+        **kwargs: Any,
     ) -> None:
-        kwargs = {"earlier_keys": 0.0, **kwargs}
-        super().__init__(preservation=SecondMoment(preservation_weight), spread=spread or SquareRootSpread(), **kwargs)
+        super().__init__(
+            preservation=SecondMoment(preservation_weight),
+            spread=spread or SquareRootSpread(),
+            earlier_keys=earlier_keys,
+            **kwargs,
+        )
 
     @property
     @override
