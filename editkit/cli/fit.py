@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -57,7 +57,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class FitParser(CommandHelp, LightningArgumentParser):
-    """Shows what is editkit's first."""
+    """Shows what is editkit's first; an editor has its own defaults, not those of the one that is the default."""
+
+    @override
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        defaults = super().get_defaults(*args, **kwargs)
+        # jsonargparse would fill in EMMET's here, take them for given and hand them to whatever editor is asked for;
+        # once it is known which that is, it fills in what is missing
+        if isinstance(model := defaults.get("model"), Namespace):
+            model.pop("init_args", None)
+        return defaults
 
 
 DESCRIPTIONS = {

@@ -34,6 +34,7 @@ class SimIE(ClosedForm):
         **kwargs: Any,
     ) -> None:
         editor = editor or MEMIT(layers=kwargs.get("layers"))
-        kwargs.setdefault("layers", getattr(editor, "layers", None))
+        if kwargs.get("layers") is None:  # as the command line gives it
+            kwargs["layers"] = getattr(editor, "layers", None)
         super().__init__(preservation=Identity(damping), residual=OfEditor(editor, start), **kwargs)
         self.max_batch_size, self.shards_facts = editor.max_batch_size, editor.shards_facts
