@@ -159,6 +159,11 @@ def fit(folder: Path, moments: Path, *more: str, facts: int = 4, size: int = 2) 
     return folder
 
 
+def within(moments: Path) -> list[str]:
+    """Second moments of an editor within another, which are its own."""
+    return [f"--model.editor.second_moment.{x}" for x in (f"path={moments}", "num_tokens=8000")]
+
+
 def check_run(folder: Path) -> Any:
     """Metrics, ledger and export of a run that went through; returns the ledger."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -185,7 +190,7 @@ def test_is_one_command(chain: list[str], tmp_path: Path, moments: Path, atlas: 
     single = chain[0] in ("method/rome", "method/r-rome", "method/p-rome")
     more = [word for name in chain for word in ("--config", name)]
     if chain == ["method/atlas/simie"]:
-        more += ["--model.editor.init_args.values.num_steps=3"]
+        more += ["--model.editor.init_args.values.num_steps=3", *within(moments)]
     folder = fit(tmp_path / "run", moments, *more, facts=2 if single else 4, size=1 if single else 2)
     edits = check_run(folder)
     asked: dict[str, Any] = {}
@@ -247,6 +252,6 @@ COMBINATIONS = {
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_combinations_from_the_command_line(name: str, tmp_path: Path, moments: Path, atlas: object) -> None:
     words, recorded = COMBINATIONS[name]
-    edits = check_run(fit(tmp_path / "run", moments, *words))
+    edits = check_run(fit(tmp_path / "run", moments, *words, *(within(moments) if "SimIE" in name else ())))
     about = json.dumps(edits.about)
     assert all(word in about for word in recorded), about[:2000]

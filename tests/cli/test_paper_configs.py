@@ -21,6 +21,7 @@ MODELS = {
     "gpt2-xl": ("gpt2", {"n_layer": 48, "n_embd": 16, "n_head": 2, "n_positions": 128}),
     "gpt-j-6b": ("gptj", {"n_layer": 28, "n_embd": 16, "n_head": 2, "n_positions": 128, "rotary_dim": 4}),
     "llama-2-7b": ("llama", {"num_hidden_layers": 32, "max_position_embeddings": 128, **WIDTHS}),
+    "llama-3-8b": ("llama", {"num_hidden_layers": 32, "max_position_embeddings": 128, **WIDTHS}),
 }
 
 
@@ -52,4 +53,4 @@ def test_single_and_spread(
         assert list(deltas) == [editable.parameter_of(layer) for layer in config["layers"]]
         assert edits.about["editor"].endswith(editor)
         assert edits.about["hyperparameters"]["preservation_weight"] == config["preservation_weight"]
-        assert edits.about["hyperparameters"]["values"]["clamp"] == asked[0]["values"]["clamp"]
+        assert edits.about["hyperparameters"]["values"]["clamp"] == {**asked[0], **config}["values"]["clamp"]
