@@ -363,21 +363,19 @@ class Runner:
         atomic_write(job.file, lambda part: part.write_text(text, encoding="utf-8"))
         return made
 
-    def jobs(self, name: str, method: Method) -> Iterator[Job]:
-        """A method's runs on the reported facts, those by which they are chosen done before."""
-        for setting_name, setting in self.study.settings.items():
-            if (method.settings is not None and setting_name not in method.settings) or self._is_for_tuning(
-                setting_name
-            ):
-                continue
-            folder = self.out / name / setting_name
-            if method.published is not None and setting_name in self.study.published:
-                spec = with_arguments(method.editor, method.published)
-                yield Job(name, setting_name, "published", spec, "report", folder / "published.json")
-            spec = method.editor
-            if method.tune and setting.tune is not None:
-                spec = with_arguments(spec, self.best(name, method, setting.tune))
-            yield Job(name, setting_name, "tuned", spec, "report", folder / "tuned.json")
+    def jobs(self, setting_name: str, name: str) -> Iterator[Job]:
+        """A method's runs on the reported facts in one setting; those by which they are chosen are done before."""
+        setting, method = self.study.settings[setting_name], self.methods[name]
+        if method.settings is not None and setting_name not in method.settings:
+            return
+        folder = self.out / name / setting_name
+        spec = method.editor
+        if method.tune and setting.tune is not None:
+            spec = with_arguments(spec, self.best(name, method, setting.tune))
+        yield Job(name, setting_name, "tuned", spec, "report", folder / "tuned.json")
+        if method.published is not None and setting_name in self.study.published:
+            spec = with_arguments(method.editor, method.published)
+            yield Job(name, setting_name, "published", spec, "report", folder / "published.json")
 
     def best(self, name: str, method: Method, setting: str) -> dict[str, Any]:
         """The choice with the best S on the tuning facts; of equals the first."""
@@ -402,21 +400,22 @@ class Runner:
             atomic_write(file, lambda part: part.write_text(json.dumps(took), encoding="utf-8"))
             return took
 
-    def _is_for_tuning(self, setting: str) -> bool:
-        return any(other.tune == setting for other in self.study.settings.values())
-
     def go(self) -> None:
-        """All runs, in the methods' order."""
+        """All runs, setting by setting, so that there is something to compare early."""
+        for_choice = {setting.tune for setting in self.study.settings.values()}
+        places = [(s, name) for s in self.study.settings if s not in for_choice for name in self.methods]
+        self.unedited()
         with progress_bar() as bar:
-            task = bar.add_task("study", total=len(self.methods))
-            for name, method in self.methods.items():
-                for job in self.jobs(name, method):
-                    bar.update(task, description=f"{name} {job.setting} {job.variant}")
+            task = bar.add_task("study", total=len(places) + len(self.methods))
+            for setting, name in places:
+                bar.update(task, description=f"{setting}: {name}")
+                for job in self.jobs(setting, name):
                     self.result(job)
-                bar.update(task, description=f"{name} timed")
+                bar.advance(task)
+            for name, method in self.methods.items():
+                bar.update(task, description=f"seconds: {name}")
                 self.seconds(name, method)
                 bar.advance(task)
-        self.unedited()
 
     def unedited(self) -> dict[str, Any]:
         """The model before any edit, on the facts of the curve's setting."""
