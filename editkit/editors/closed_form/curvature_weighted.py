@@ -51,12 +51,12 @@ class CurvatureWeighted(ClosedForm):
     @override
     def check(self, plan: RunPlan) -> None:
         super().check(plan)
-        check_ready(self.editable, self.tokenizer, self.edited_layers, self._source, OUTPUT_GRADIENTS)
+        check_ready(self.editable, self.tokenizer, self.edited_layers, self.source, OUTPUT_GRADIENTS)
 
     @override
     def prepare(self, plan: RunPlan) -> None:
         moments = output_gradient_moments(
-            self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
+            self.editable, self.tokenizer, self.edited_layers, self.source, plan.progress, plan.announce
         )
         self.weigh({layer: Curvature.of(moment, self.power, damping=self.damping) for layer, moment in moments.items()})
         super().prepare(plan)

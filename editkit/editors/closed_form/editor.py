@@ -137,7 +137,7 @@ class ClosedFormEditor(ValueEditor):
         self._folder = str(folder)
 
     @property
-    def _source(self) -> SecondMomentSource:
+    def source(self) -> SecondMomentSource:
         """Where the second moments of the model at hand come from."""
         return self.second_moment if self._folder is None else replace(self.second_moment, path=self._folder)
 
@@ -244,8 +244,8 @@ class ClosedFormEditor(ValueEditor):
                 f"own and nothing is spread, but got {type(self.spread).__name__}; leave it out"
             )
         if self.needs_second_moment:
-            check_source(self._source, self.layers)
-            check_has_text(self._source, self.lm, self.layers)
+            check_source(self.source, self.layers)
+            check_has_text(self.source, self.lm, self.layers)
         if self.needs_tuning and not self.searches_values:
             raise InputError(
                 "model.ridge: 'auto' chooses along the path of ridges for value vectors, which this residual does not "
@@ -257,9 +257,9 @@ class ClosedFormEditor(ValueEditor):
         """Layers, templates, where second moments are to be kept, and keys of earlier batches."""
         if self.needs_tuning:
             check_tuning(plan.tuning)
-        asked = (list(self.edited_layers), asdict(self._source))
+        asked = (list(self.edited_layers), asdict(self.source))
         if self.needs_second_moment and self._ready_for != asked:  # a plan is made twice, and weights are long to hash
-            self.kept_second_moments = check_ready(self.editable, self.tokenizer, self.edited_layers, self._source)
+            self.kept_second_moments = check_ready(self.editable, self.tokenizer, self.edited_layers, self.source)
             self._ready_for = asked
         super().check(plan)
         if self.earlier_keys and not plan.sequential and not self.sums_earlier_keys:
@@ -281,7 +281,7 @@ class ClosedFormEditor(ValueEditor):
         second_moments = {}
         if self.needs_second_moment:
             second_moments = factored_second_moments(
-                self.editable, self.tokenizer, self.edited_layers, self._source, plan.progress, plan.announce
+                self.editable, self.tokenizer, self.edited_layers, self.source, plan.progress, plan.announce
             )
         super().prepare(plan)
         self._rho, self._findings = None, {}

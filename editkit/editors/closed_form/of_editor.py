@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from typing_extensions import override
 
 from editkit.data.plan import RunPlan
 from editkit.editors.base import Editor
+from editkit.editors.closed_form.editor import ClosedFormEditor
 from editkit.editors.closed_form.layers import GivenResiduals
 from editkit.editors.closed_form.parts import ResidualRule
 from editkit.editors.closed_form.search import Group
 from editkit.models.gradients import all_keys
 from editkit.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from editkit.editors.closed_form.editor import ClosedFormEditor
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class OfEditor(ResidualRule):
     ridge regression on what the editor would have made of each.
 
     Args:
-        editor: any whose edits change the projections of the edited blocks alone; its ``lm`` has no effect.
+        editor: any whose edits change the projections of the edited blocks alone; its ``lm`` has no effect, and second
+            moments for which it names no folder are in that of the editor whose part this is.
         start: whether it starts from the "unedited" weights each time, or from the "present" ones.
     """
 
@@ -89,6 +88,8 @@ class OfEditor(ResidualRule):
             raise InputError(
                 f"{field}.ridge: 'auto' is chosen for a run's own editor alone; expected a number: give one"
             )
+        if isinstance(self.editor, ClosedFormEditor) and self.editor.second_moment.path is None and editor.source.path:
+            self.editor.keep_second_moments_in(editor.source.path)
         self.editor.configure_model()
         self.editor.check_settings()
         self.editor.check(plan)
