@@ -11,6 +11,7 @@ sequential batches; the best S there is what is run on the reported facts.
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -119,7 +120,7 @@ def make_editor(spec: Spec) -> Editor:
     """The editor of a class_path and its init_args."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--editor", type=Editor)
-    made: Editor = parser.instantiate(parser.parse_object({"editor": spec})).editor
+    made: Editor = parser.instantiate(parser.parse_object({"editor": copy.deepcopy(spec)})).editor
     return made
 
 
