@@ -25,7 +25,8 @@ def shipped_folder() -> Path:
 def shipped_names() -> list[str]:
     """What may stand after ``--config`` beside a path: "quickstart", "model/gpt2-xl" …, in alphabetical order."""
     folder = shipped_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("study/"))  # those are for editkit.programs.study
 
 
 def with_shipped_configs(argv: Sequence[str]) -> list[str]:
