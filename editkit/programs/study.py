@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import torch
 from jsonargparse import ArgumentParser
 
@@ -461,7 +460,7 @@ def table(results: Sequence[Mapping[str, Any]], setting: str) -> list[list[str]]
     for result in [results[-1], *(result for result in results if result["setting"] == setting)]:
         first = [result["method"], settings_of(result)]
         if "refused" in result:
-            rows.append([*first, *[""] * (len(HEADING) - 2)])
+            rows.append([*first, "refused", *[""] * (len(HEADING) - 3)])
             continue
         figures = result["figures"]
         probes = [value for title, value in figures.items() if title not in (*SCORES, "text")]
@@ -499,6 +498,8 @@ def leaves(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def draw(study: Study, results: Sequence[Mapping[str, Any]], file: Path) -> None:
     """S and perplexity against the number of sequential edits, a line per method."""
+    import matplotlib.pyplot as plt
+
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 9), sharex=True, layout="constrained")
     lines = [r for r in results if r["setting"] == study.curve and r["variant"] == "tuned" and r.get("curve")]
     colors = plt.get_cmap("tab20")
