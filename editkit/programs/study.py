@@ -515,6 +515,9 @@ def draw(study: Study, results: Sequence[Mapping[str, Any]], file: Path) -> None
     below.axhline(unedited, color="grey", linewidth=0.8, linestyle=":", label="unedited")
     above.set(ylabel="S of all facts so far (higher is better)", xscale="log")
     below.set(ylabel="perplexity of held-out text (lower is better)", xlabel="sequential edits", yscale="log")
+    counts = [point["edits"] for result in lines[:1] for point in result["curve"]]
+    below.set_xticks(counts, [str(count) for count in counts])
+    below.minorticks_off()
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     for suffix in (".png", ".svg"):
         figure.savefig(file.with_suffix(suffix), dpi=130)
