@@ -9,8 +9,7 @@ Curvature"). Every token of the window counts as one g, as it counts as one key.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from editkit.covariance.accumulate import SecondMoments
 from editkit.covariance.summand import OUTPUT_GRADIENTS
 from editkit.data.windows import Round
 from editkit.functional.values import row_wise, token_nll
-from editkit.models.editable import StopForward, hidden_of, watching
+from editkit.models.editable import StopForward, frozen, hidden_of, watching
 from editkit.models.fused import fused_activations
 
 LOGITS = 1 << 24  # at once: with what is made of them on the way to a label and a gradient, a few hundred megabytes
@@ -47,7 +46,7 @@ class OutputGradientMoments(SecondMoments):
     def _forward(self, batch: Round) -> None:
         whole = bool(batch.mask.all())
         # a Trainer may be in inference mode, whose tensors no graph takes: what came from it is copied
-        with torch.inference_mode(False), torch.enable_grad(), _frozen(self.editable.model):
+        with torch.inference_mode(False), torch.enable_grad(), frozen(self.editable.model):
             device = self.editable.device
             ids, kept = batch.ids.clone().to(device), batch.mask.clone().flatten().bool().to(device)
             digits = digits_of(self.editable.vocabulary)
@@ -150,16 +149,3 @@ def drawn(logits: Tensor, draws: Tensor) -> Tensor:
         zeros, ones = level.gather(1, label).double(), level.gather(1, label + one).double()
         label = label + one * (draw[:, None] * (zeros + ones) >= zeros)
     return label.squeeze(1)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no parameter wants a gradient, so that no graph is kept for one."""
-    wanting: Sequence[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)

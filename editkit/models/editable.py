@@ -385,6 +385,19 @@ def watching(*hooks: Any) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within the block no parameter wants a gradient, so that no graph is kept for one; then those that did, again."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """A module with another forward (its hooks still run) for the length of a ``with`` block."""
     had = module.__dict__.get("forward")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from editkit.functional.values import group_mean, row_wise, token_nll
 from editkit.models.caches import FrozenCache
-from editkit.models.editable import EditableModel, StopForward, check_layers, watching
+from editkit.models.editable import EditableModel, StopForward, check_layers, frozen, watching
 from editkit.models.fused import fused_activations
 from editkit.models.prefixes import grow
 from editkit.models.scoring import run
@@ -211,7 +211,7 @@ def _answer_rows(editable: EditableModel, spans: Sequence[Span], layers: Sequenc
         cache, whole = FrozenCache(prefix), torch.cat([prefix.mask, mask], 1)
     row, at = mask.nonzero(as_tuple=True)
     wanted = torch.tensor([token for span in spans for token in span.ids[span.target :]], device=ids.device)
-    with torch.enable_grad(), _frozen(editable.model):
+    with torch.enable_grad(), frozen(editable.model):
         with _watched(editable, layers, ids) as seen:
             hidden = run(editable, ids, whole, cache)[row, at]
         losses = row_wise(
@@ -250,19 +250,6 @@ def _watched(
     projections = {layer: editable.projection(layer) for layer in layers}  # all found before anything is hooked
     with watching(*(module.register_forward_hook(watch(layer)) for layer, module in projections.items())):
         yield seen
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block, no parameter wants a gradient, so that backward ends where ``_watched`` lets it begin."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
 
 
 def _columns(states: Tensor, row: Tensor, at: Tensor) -> Tensor:

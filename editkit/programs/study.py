@@ -38,6 +38,7 @@ from editkit.edits import AppliedEdits, Edits
 from editkit.evaluation.evaluator import Evaluator, in_order
 from editkit.evaluation.protocol import Protocol
 from editkit.evaluation.results import RunResults
+from editkit.functional.scores import harmonic_mean
 from editkit.models.editable import EditableModel
 from editkit.models.loading import load_language_model
 from editkit.models.templates import generate_templates
@@ -205,7 +206,7 @@ def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def harmonic(row: Mapping[str, float]) -> float:
     """S of ES, PS and NS."""
     parts = [row[name] for name in SCORES[:3] if name in row]
-    return len(parts) / sum(1 / part for part in parts) if all(parts) else 0.0
+    return float(harmonic_mean(torch.tensor(parts, dtype=torch.float64)))
 
 
 def run(bench: Bench, spec: Spec, setting: Setting, split: str, curve: bool) -> dict[str, Any]:

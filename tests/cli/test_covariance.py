@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from editing import small_gpt2
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from editkit.cli.main import main
 
@@ -24,12 +24,7 @@ TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
-    folder = tmp_path_factory.mktemp("lm")
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_inner=64, n_layer=3, n_head=2, n_positions=128)
-    torch.manual_seed(0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return f"--lm={folder}"
+    return small_gpt2(tmp_path_factory.mktemp("lm"), tokenizer)
 
 
 def command(*options: str) -> list[str]:

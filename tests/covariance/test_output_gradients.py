@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from editing import small_gpt2
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -378,12 +379,7 @@ def test_models_of_low_precision(
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
-    folder = tmp_path_factory.mktemp("lm")
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_inner=64, n_layer=3, n_head=2, n_positions=128)
-    torch.manual_seed(0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return f"--lm={folder}"
+    return small_gpt2(tmp_path_factory.mktemp("lm"), tokenizer)
 
 
 def test_two_processes_equal_one(lm: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 import editkit
 from editkit import ClosedFormEditor, Fact, FactsDataModule
@@ -41,6 +41,15 @@ def state(model: PreTrainedModel) -> dict[str, Tensor]:
 def same_state(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
     """Whether the state is, bit for bit, what it was."""
     return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def small_gpt2(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The option that names a random model of three blocks, written into ``folder``."""
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_inner=64, n_layer=3, n_head=2, n_positions=128)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"--lm={folder}"
 
 
 def quiet_edit(

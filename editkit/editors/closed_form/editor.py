@@ -6,7 +6,6 @@ A method is a subclass with a ``solve``; see ``editkit.editors.closed_form.emmet
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -122,7 +121,7 @@ class ClosedFormEditor(ValueEditor):
     @property
     def parts(self) -> dict[str, Part]:
         """The parts that may carry something from batch to batch, by what they are."""
-        named = {f"restraint{number}": part for number, part in enumerate(self.restraints)}
+        named = {f"restraints[{number}]": part for number, part in enumerate(self.restraints)}
         return {"residual": self.residual, **named}
 
     # ---------------------------------------------------------------- the model
@@ -225,8 +224,7 @@ class ClosedFormEditor(ValueEditor):
                 f"model: expected an editor, but {type(self).__name__} is the base of closed forms and has no solve; "
                 "choose editkit.EMMET, editkit.MEMIT, editkit.ROME or a subclass with a method solve"
             )
-        for key, part in self.parts.items():
-            name = re.sub(r"^restraint(\d+)$", r"restraints[\1]", key)
+        for name, part in self.parts.items():
             check_numbers({name: part}, {}, "model")
             if method := part.missing():
                 raise InputError(

@@ -124,16 +124,23 @@ class LayerSolver:
     all_keys: bool = False
     prompt_keys: bool = False
 
-    def problem(self, goal: Goal, index: int, columns: Sequence[int] | None = None) -> LayerProblem:
+    def problem(
+        self,
+        goal: Goal,
+        index: int,
+        columns: Sequence[int] | None = None,
+        asked: tuple[Tensor, Tensor] | None = None,
+    ) -> LayerProblem:
         """What is to be solved for the ``index``-th edited layer, on the model as it is now.
 
         Args:
             goal: what is asked.
             index: of the layer.
             columns: those that it is about; default all.
+            asked: what the goal asks of all columns, where that was measured already.
         """
         layer = self.layers[index]
-        keys, residuals = goal.ask(self.layers, index)
+        keys, residuals = goal.ask(self.layers, index) if asked is None else asked
         names = goal.names
         bare = None
         if self.prompt_keys and isinstance(goal, ReachValues):
@@ -190,12 +197,15 @@ class LayerSolver:
                     if turn and not len(columns):
                         break
                 for index, (layer, name) in enumerate(zip(self.layers, names, strict=True)):
-                    known = first is not None and index == turn == 0
-                    problem = first if known and first is not None else self.problem(goal, index, columns)
+                    if first is not None and index == turn == 0:
+                        problem, all_keys = first, first.keys
+                    else:
+                        asked = goal.ask(self.layers, index)
+                        problem, all_keys = self.problem(goal, index, columns, asked), asked[0]
                     change = rounded_delta(solve(problem)) if problem.keys.shape[1] else ZeroDelta(problem.shape)
                     deltas[layer] = rounded_delta(added(deltas[layer], change)) if layer in deltas else change
                     if not turn:
-                        keys[layer] = problem.keys if columns is None else goal.ask(self.layers, index)[0]
+                        keys[layer] = all_keys
                     if name in stay_in_place:
                         apply_delta(self.model, name, change)
         finally:

@@ -63,8 +63,6 @@ class Part:
 
     #: whether it is to be shown the weights before the run
     needs_original: bool = False
-    #: whether it wants the keys of earlier batches, summed up
-    needs_past: bool = False
 
     @classmethod
     def missing(cls) -> str:
@@ -120,7 +118,6 @@ class PreservationRule(Part):
 
     #: whether it needs C, the second moments of text
     needs_second_moment: bool = True
-    needs_past = True
 
     @classmethod
     @override
