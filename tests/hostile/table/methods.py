@@ -61,8 +61,8 @@ TYPED = {
     "PMET --model.residual=editkit.StandardisedGradient": rf"{SEARCH} PMET",
     # another editor's changes
     f"SimIE {TWO}--model.editor=editkit.ROME --model.editor.layers=[0]": r"data\.batch_size: .*1 fact at a time.*got 2",
-    "SimIE --model.editor=editkit.MEMIT --model.editor.layers=[1]": r"model\.residual\.editor: .*blocks \[0\] alone, "
-    r"but MEMIT edits blocks \[1\]; give both the same layers",
+    "SimIE --model.layers=[0] --model.editor=editkit.MEMIT --model.editor.layers=[1]": r"model\.residual\.editor: .*bl"
+    r"ocks \[0\] alone, but MEMIT edits blocks \[1\]; give both the same layers",
     "SimIE --model.editor=editkit.SimIE --model.editor.layers=[0]": r"residual\.editor: .*finds its changes itself",
     "SimIE --model.editor=editkit.EMMET --model.editor.layers=[0] --model.editor.ridge=auto": r"editor\.ridge: 'auto'.*"
     r"own editor",
